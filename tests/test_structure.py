@@ -59,11 +59,12 @@ MAY_CHANGE_FILES = {
     # A folder that owned.new_folder yields, that owned.require_empty has checked, or a temporary one
     **dict.fromkeys(("model/demo.py", "package/bundle.py"), "new"),
     **dict.fromkeys(("package/dependencies.py", "package/image.py", "package/partial_checkpoint.py"), "new"),
+    "package/assistant_files.py": "new",
     # A folder whose files it knows by their names
     **dict.fromkeys(("deploy/local/folder.py", "deploy/local/instance.py", "deploy/local/lifecycle.py"), "a deployment's"),
     **dict.fromkeys(("deploy/local/logs.py", "deploy/local/main_server.py", "deploy/local/place.py"), "a deployment's"),
     "deploy/local/supervisor.py": "a deployment's",
-    "profile/run.py": "a profile's, in partial/",
+    **dict.fromkeys(("profile/run.py", "profile/partial.py"), "a profile's, in partial/"),
 }
 
 

@@ -31,9 +31,10 @@ from remoe_cli.model.experts import IMPLEMENTATION, attach
 from remoe_cli.model.loader import load
 from remoe_cli.model.spec import read_spec
 from remoe_cli.model.tokens import encode, has_chat_template, load_tokenizer
+from remoe_cli.profile.partial import Inputs
 from remoe_cli.profile.record import DatasetRef, ModelRef, RecordingSettings
 from remoe_cli.profile.routing import RoutingRecorder, record_batch
-from remoe_cli.profile.run import Inputs, record
+from remoe_cli.profile.run import record
 
 BATCH, LIMIT = 16, 512
 OVERHEAD_BATCH, OVERHEAD_ROUNDS, ROUNDS = 8, 9, 3

@@ -34,7 +34,7 @@ COMMAND_LINE_ONLY = (
     *("yes", "accept-loss", "host", "csv", "json", "quiet", "verbose", "help", "version", "install-completion", "show-completion"),
 )
 _USERS_ONLY = ("token-file", "endpoint-image")  # and all of `destroy`
-_TEXT_OR_FILE = ("data", "messages", "vectors_from")  # a path, or something else: a path if there is such a file
+_TEXT_OR_FILE = ("assistant", "data", "messages", "vectors_from")  # a path, or something else: a path if there is such a file
 _NAME_OR_FILE = ("catalog", "latency_from")  # a name of remoe's own, or the path of a .toml file (provenance.py)
 _HINT = "See 'remoe config show', and 'remoe COMMAND --help' for the options of a command."
 

@@ -185,7 +185,9 @@ def show_receipt(receipt: dict[str, Any]) -> None:
         what = f"{saved} more calls were not made: the main function had their experts in memory."
         output.paragraph(f"{what} They would have cost about {_usd(receipt.get('saved_usd', 0.0))} at a million such requests.")
     if drafted := receipt.get("draft_tokens"):
-        output.paragraph(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted")
+        by_assistant = receipt.get("assistant_draft_tokens", 0)
+        whose = f", of the assistant's {receipt.get('assistant_accepted_tokens', 0)} of {by_assistant}" if by_assistant else ""
+        output.paragraph(f"{receipt.get('accepted_tokens', 0)} of {drafted} draft tokens accepted{whose}")
     if hedges := receipt.get("hedges"):
         output.paragraph(f"Calls that were made a second time, because the first one took long: {hedges}")
     if fallbacks := receipt.get("fallbacks"):

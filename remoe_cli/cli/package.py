@@ -71,7 +71,7 @@ def _files(plan_path: Path, folder: Path, yes: bool, experts: str | None, accept
             f"Profile with 'remoe profile {profile.record.model.path} --experts {experts} ...', and plan again.",
         )
     quantised = agreed_terms(inputs, accept_loss, output.say)
-    check_model(profile, output.progress)
+    check_model(plan, profile, output.progress)
     with new_folder(folder, _PACKAGE, _files_before_marks) as fresh:
         with output.progress("Packaging functions") as progress:
             made = bundle.build(plan, plan_path, profile, fresh / "functions", progress)

@@ -287,10 +287,11 @@ def _routing(read: Any, data: str | None, field: str, solver: Any) -> PredictedR
 
 def _frontier(document: dict[str, Any], made: Plan, read: Any, prices: Any, request: Any, out: Path) -> Callable[[], None]:
     from remoe_cli.plan.assess.frontier import frontier
+    from remoe_cli.plan.problem.drafting import depth_of
     from remoe_cli.report.plan import draw_frontier
 
     with output.progress("Plans of the frontier") as progress:
-        points = frontier(read.in_form(made.model.packed), prices, request, progress, made.speculate)
+        points = frontier(read.in_form(made.model.packed), prices, request, progress, depth_of(made))
     picture = _picture(out)
     draw_frontier(points, made, picture)
     document |= {"frontier": [point._asdict() for point in points], "frontier_picture": str(picture)}

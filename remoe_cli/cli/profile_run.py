@@ -51,6 +51,10 @@ def command(
     device_map: Annotated[str | None, typer.Option(metavar="MAP", help="transformers' device_map, such as 'auto', to use GPUs.")] = None,
     device: DeviceOption = None,
     experts: ExpertsOption = None,
+    assistant: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A small model with the same tokenizer, to draft tokens: count and time its drafts too."),
+    ] = None,
     yes: ReplaceOption = False,
     json: output.JsonOption = False,
     quiet: output.QuietOption = False,
@@ -75,8 +79,9 @@ def command(
         "device_map": device_map,
         "device": at,
         "may_replace": lambda path: agree_to_replace(yes, path),
-        "latency": None if latency_from is None else described_latency(model, latency_from, experts and experts.value),
+        "latency": None if latency_from is None else described_latency(model, latency_from, experts and experts.value, assistant),
         "experts": experts and experts.value,
+        "assistant": assistant,
     }
     with full_memory_named("Take a smaller --batch-size or --max-prompt-tokens, or profile on the CPU.") if at != "cpu" else nullcontext():
         profiled = _recorded(model, prompts, out, options)

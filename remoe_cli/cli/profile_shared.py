@@ -56,6 +56,8 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
         "latency": record.latency.source,
         "warnings": list(warnings),
     }
+    if (assistant := assistant_figures(made)) is not None:
+        document["assistant"] = assistant
     if measured is not None:
         document["measured"] = {what: {"median_s": median_s, "of": of} for what, (median_s, of) in measured.items()}
 
@@ -71,6 +73,11 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
             output.line(record.spec.stored_as)
         if record.loss is not None:
             output.line(f"What that loses: {record.loss.sentence}")
+        if assistant is not None:
+            output.line(
+                f"Assistant {assistant['path']}: {assistant['decode_s'] * 1e3:.3g} ms for a drafted token. With --speculate auto a "
+                f"token of an answer takes {assistant['passes']:.2f} passes with it, {assistant['passes_without']:.2f} without."
+            )
         output.line(f"Times {record.latency.source}: {record.latency.machine}, {record.latency.measured_on}")
         if trained:
             scores = ", ".join(f"{name} {bits:.3f}" for name, bits in trained.validation_bits.items())
@@ -87,6 +94,17 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
     output.result(document, show)
 
 
+def assistant_figures(made: Profile) -> dict[str, Any] | None:
+    """Say what an assistant takes for a drafted token, and what its drafts do; None if unknown."""
+    from remoe_cli.plan.problem.drafting import Assisted, drafting_of
+
+    reference, times, known = made.record.assistant, made.record.latency.assistant, drafting_of(made)
+    if reference is None or times is None or Assisted("auto") not in known:
+        return None
+    passes, without = known[Assisted("auto")].passes, known["auto"].passes
+    return {"path": reference.path, "decode_s": times.decode_s, "passes": passes, "passes_without": without}
+
+
 def trained_predictor(profile: Profile) -> PredictorRecord | None:
     """Train and save the predictor of a profile; None where there are too few prompts for one."""
     with output.progress("Training the predictor"):
@@ -95,10 +113,17 @@ def trained_predictor(profile: Profile) -> PredictorRecord | None:
         return train(profile)
 
 
-def described_latency(model: str, latency_from: str, experts: Literal["int8", "int4"] | None = None) -> Latency:
+def described_latency(
+    model: str, latency_from: str, experts: Literal["int8", "int4"] | None = None, assistant: str | None = None
+) -> Latency:
     from remoe_cli.model.checkpoint import find_named
     from remoe_cli.model.spec import read_spec
     from remoe_cli.profile.hardware import latency_from as described
 
     with output.progress("Finding the model"):
-        return described(latency_from, read_spec(find_named(model), experts))
+        beside = None
+        if assistant is not None:
+            from remoe_cli.model.assistant import read_assistant_spec
+
+            beside = read_assistant_spec(find_named(assistant))
+        return described(latency_from, read_spec(find_named(model), experts), assistant=beside)

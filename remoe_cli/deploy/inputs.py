@@ -44,11 +44,14 @@ def read_without_profile(plan_path: Path) -> tuple[Plan, Catalog, str]:
     return plan, catalog, f"The plan was not verified, as its profile {plan.profile.path} is not on this machine; 'remoe deploy' needs it."
 
 
-def check_model(profile: Profile, progress: Progress) -> None:
-    """Check that the model has not changed since it was profiled, before anything is packaged.
+def check_model(plan: Plan, profile: Profile, progress: Progress) -> None:
+    """Check that the model and the plan's assistant have not changed since they were profiled.
 
     Raises: what `find_profiled` raises.
     """
-    model = profile.record.model
+    model, assistant = profile.record.model, plan.assistant
     with progress("Checking the model's files", of_bytes=True) as report:
         find_profiled(model.path, model.revision, report)
+    if assistant is not None:
+        with progress("Checking the assistant's files", of_bytes=True) as report:
+            find_profiled(assistant.name, assistant.revision, report)

@@ -11,13 +11,14 @@ from remoe_cli import artifacts, owned
 from remoe_cli.model.checkpoint import find_profiled
 from remoe_cli.model.draft import Speculate
 from remoe_cli.package import partial_checkpoint
+from remoe_cli.package.assistant_files import write_assistant
 from remoe_cli.package.bundle import FunctionEntry, Manifest
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import expert_functions, main_function, prices
 from remoe_cli.plan.document import Plan
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
-from remoe_cli.profile.record import Profile
+from remoe_cli.profile.record import ModelRef, Profile
 from remoe_cli.runtime import last_resort
 from remoe_cli.runtime.expected_cost import costs_of
 from remoe_cli.runtime.receipt import Prices
@@ -43,6 +44,7 @@ def server_config(
     `invoked` maps a bundle entry to the name of its function, `stored` to where its shard is, below the place of all shards. `speculate`
     is by default the plan's.
     """
+    speculate = plan.speculate if speculate is None else speculate
     expert_rows = _expert_rows(profile.in_form(plan.model.packed))
     # All functions of a layer have the /tmp that the fullest needs, as the plan is priced.
     problem, storage_mb = problem_of(plan, profile, catalog).at_main(plan.main), dict[int, float]()
@@ -83,7 +85,10 @@ def server_config(
         gpu_experts={layer.layer: layer.gpu for layer in plan.layers if layer.gpu},
         served=plan.workload.served,
         concurrency=plan.concurrency,
-        speculate=plan.speculate if speculate is None else speculate,
+        speculate=speculate,
+        assistant=None
+        if plan.assistant is None or speculate == "off"
+        else ModelRef(path=plan.assistant.name, revision=plan.assistant.revision),
         planned=costs_of(problem, Placement(plan.main, plan.layers, plan.instances)),
         cache_experts=cache_experts,
         spare_experts=_spare_experts(problem, plan) if bundle.functions else 0,
@@ -101,7 +106,7 @@ def server_config(
 def write_main_files(
     config: ServerConfig, plan_path: Path, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> partial_checkpoint.MainManifest:
-    """Write the main function's weights, server.json, plan.json and their manifest into `folder`.
+    """Write the main function's weights and assistant, server.json, plan.json and their manifest.
 
     `progress` is called with the bytes of weights done and their total.
 
@@ -113,6 +118,10 @@ def write_main_files(
     checkpoint = find_profiled(config.model.path, config.model.revision)
     partial_checkpoint.write_partial_checkpoint(checkpoint, config.spec.local_experts(remote), folder, progress)
     checkpoint.check(config.model.revision)
+    if (drafting := config.assistant) is not None:
+        assistant = find_profiled(drafting.path, drafting.revision)
+        write_assistant(assistant, folder)
+        assistant.check(drafting.revision)
     artifacts.write_json(folder / "server.json", config)
     owned.copy_file(plan_path, folder / "plan.json")
     return partial_checkpoint.seal(folder)

@@ -36,7 +36,7 @@ def findings(path: Path, progress: Progress, *, here: bool) -> Iterator[Finding]
     yield price_age("prices", date.fromisoformat(plan.prices_of))
 
     def unchanged() -> Finding:
-        check_model(profile, progress)
+        check_model(plan, profile, progress)
         return Finding(name="model", ok=True, value=f"{profile.record.model.path}, as it was profiled")
 
     yield tried("model", unchanged)

@@ -1,8 +1,9 @@
-"""Draft tokens by prompt lookup: how an answer may go on, read in the prompt and in the answer so far.
+"""Draft tokens: how an answer may go on, found in the text so far or drafted by an assistant.
 
 Code that is changed, a text that is summed up or written in other words: their answers repeat parts of the prompt. So what came after the
 same last tokens before is a draft of the next ones. One forward pass takes all of a draft, and the answer accepts those tokens that it
-would have had anyway (runtime/batch.py): a wrong draft costs rows of experts, and never changes a token. Imports no torch.
+would have had anyway (runtime/batch.py): a wrong draft costs rows of experts, and never changes a token. Where nothing is found, an
+assistant drafts, if there is one (assistant.py). Imports no torch.
 
 Source: A. Saxena, "Prompt Lookup Decoding", 2023; transformers' PromptLookupCandidateGenerator.
 """
@@ -10,9 +11,9 @@ Source: A. Saxena, "Prompt Lookup Decoding", 2023; transformers' PromptLookupCan
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -111,36 +112,77 @@ class Acceptance:
 
 
 class Drafted(NamedTuple):
-    """How many passes had a draft, the tokens of all drafts, and those of them that the answer accepted."""
+    """How many passes had a draft, the tokens of all drafts, and those of them that the answer accepted.
+
+    assistant_...   the same of those that the assistant drafted
+    """
 
     passes: int = 0
     tokens: int = 0
     accepted: int = 0
+    assistant_passes: int = 0
+    assistant_tokens: int = 0
+    assistant_accepted: int = 0
 
 
 NO_DRAFTS = Drafted()
 
 
+class AnswerAssistant(Protocol):
+    """What an assistant drafts for one answer (assistant.py)."""
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Read tokens of a prompt before anything is drafted."""
+
+    def __call__(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Draft up to `most` tokens that come after some tokens."""
+
+
 @dataclass
 class Drafts:
-    """The drafts of one answer: how many tokens each may have, and what became of them."""
+    """The drafts of one answer: how many tokens each may have, and what became of them.
+
+    assistant      drafts where nothing is found; None: nobody does
+    acceptance     of what was found; assisted: of what the assistant drafted
+    by_assistant   whether the last draft was the assistant's
+    """
 
     speculate: Speculate = "off"
+    assistant: AnswerAssistant | None = None
     acceptance: Acceptance = Acceptance()
+    assisted: Acceptance = Acceptance()
     made: Drafted = NO_DRAFTS
+    by_assistant: bool = False
 
-    def most(self, room: int) -> int:
-        """Return how many tokens the next draft may have, where the answer has room for so many."""
+    def _most(self, known: Acceptance, room: int) -> int:
         if self.speculate == "off":
             return 0
-        return min(self.acceptance.tokens if self.speculate == "auto" else self.speculate, room)
+        return min(known.tokens if self.speculate == "auto" else self.speculate, room)
 
-    def next(self, tokens: Sequence[int], room: int, ends: Collection[int]) -> list[int]:
-        """Return a draft of at most `room` tokens, none of which ends an answer."""
-        return before_end(lookup(tokens, most), ends) if (most := self.most(room)) > 0 else []
+    def read(self, tokens: Sequence[int]) -> None:
+        """Let the assistant, if there is one, read tokens of a prompt."""
+        if self.assistant is not None:
+            self.assistant.read(tokens)
+
+    def next(
+        self, tokens: Sequence[int], room: int, ends: Collection[int], find: Callable[[Sequence[int], int], list[int]] | None = None
+    ) -> list[int]:
+        """Return a draft of at most `room` tokens, none of which ends an answer.
+
+        `find` looks drafts up, by default as `lookup` does.
+        """
+        self.by_assistant = False
+        most = self._most(self.acceptance, room)
+        draft = before_end((find or lookup)(tokens, most), ends) if most > 0 else []
+        if draft or self.assistant is None or (most := self._most(self.assisted, room)) <= 0:
+            return draft
+        draft = before_end(self.assistant(tokens, most), ends)
+        self.by_assistant = bool(draft)
+        return draft
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Take note of a pass: of so many draft tokens the answer has accepted so many."""
-        passes, tokens, of_all = self.made
-        self.made = Drafted(passes + (drafted > 0), tokens + drafted, of_all + accepted)
-        self.acceptance = self.acceptance.after(drafted, accepted)
+        made = (int(drafted > 0), drafted, accepted)
+        self.made = Drafted(*map(sum, zip(self.made, made + (made if self.by_assistant else (0, 0, 0)), strict=True)))
+        found, assisted = ((0, 0), (drafted, accepted)) if self.by_assistant else ((drafted, accepted), (0, 0))
+        self.acceptance, self.assisted = self.acceptance.after(*found), self.assisted.after(*assisted)

@@ -45,6 +45,23 @@ class KvLayer(Part):
         return self.bytes_per_token * min(tokens, self.window or tokens) + int(self.compressed_bytes_per_token * tokens)
 
 
+class AssistantSpec(Part):
+    """Sizes of an assistant model (model/assistant.py).
+
+    bytes       all its weights, in the dtype in which they are stored
+    kv_layers   the KV cache of each hidden layer that has one
+    """
+
+    dtype: str
+    bytes: Bytes
+    hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    kv_layers: Annotated[tuple[KvLayer, ...], Field(max_length=MOST_LAYERS)]
+
+    def kv_cache_bytes(self, tokens: int) -> int:
+        """Count the bytes of KV cache after `tokens` tokens of one answer and its prompt."""
+        return sum(layer.bytes_of(tokens) for layer in self.kv_layers)
+
+
 class RemoteExperts(Part):
     """Routed experts as expert functions have them, where they are quantised on request.
 
@@ -286,10 +303,10 @@ def _one_token(model: PreTrainedModel) -> tuple[set[int], tuple[KvLayer, ...]]:
             "Compare it with a config.json of the same family. If it is sound, please report the family.",
         ) from None
     attachment.check_fired(1)
-    return top_k, tuple(layer for x in cache.layers if (layer := _kv_layer(x)) is not None)
+    return top_k, tuple(layer for x in cache.layers if (layer := kv_layer(x)) is not None)
 
 
-def _kv_layer(cached: Any) -> KvLayer | None:
+def kv_layer(cached: Any) -> KvLayer | None:
     """Measure a layer's cache after one token: keys, values (MLA: the latent), a sparse indexer's keys.
 
     DeepSeek-V4 has one tensor for keys and values, and beside the window it keeps one entry for every `compress_rate` tokens.

@@ -54,6 +54,14 @@ class PlannedModel(Part):
         return self.read_nonexpert_bytes or self.nonexpert_bytes
 
 
+class PlannedAssistant(Part):
+    """The model that drafts tokens beside the planned one, and the bytes of its weights."""
+
+    name: str
+    revision: str
+    bytes: int
+
+
 class Lengths(Part):
     """One kind of request.
 

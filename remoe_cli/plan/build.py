@@ -37,8 +37,9 @@ from remoe_cli.plan.choose import Chosen, best_form
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import spread, with_timeouts
-from remoe_cli.plan.document import Costs, Outcome, Plan, PlannedModel, Source, Status, Targets, WorkloadRef
+from remoe_cli.plan.document import Costs, Outcome, Plan, PlannedAssistant, PlannedModel, Source, Status, Targets, WorkloadRef
 from remoe_cli.plan.problem.aim import SLACK
+from remoe_cli.plan.problem.drafting import length_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import Workload
@@ -111,7 +112,8 @@ def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = 
         main=chosen.placement.main,
         instances=chosen.placement.instances,
         concurrency=problem.at_main(chosen.placement.main).concurrency,
-        speculate=problem.speculate,
+        speculate=length_of(problem.speculate),
+        assistant=_planned_assistant(profile, problem),
         layers=with_timeouts(problem, chosen.placement.layers, chosen.placement.main),
         costs=_costs(problem, chosen.placement, outcome),
         baselines=others.priced,
@@ -137,6 +139,13 @@ def _refuse_hours_without_traffic(problem: Problem) -> None:
             f"Every main function of the catalog {problem.catalog.name} is rented by the hour, so a request has no price without traffic.",
             "Give --requests-per-hour N.",
         )
+
+
+def _planned_assistant(profile: Profile, problem: Problem) -> PlannedAssistant | None:
+    drafting = profile.record.assistant
+    if problem.loaded_assistant is None or drafting is None:
+        return None
+    return PlannedAssistant(name=drafting.path, revision=drafting.revision, bytes=drafting.spec.bytes)
 
 
 def _workload_ref(workload: Workload, request: PlanRequest) -> WorkloadRef:

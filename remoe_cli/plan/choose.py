@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from remoe_cli.errors import InfeasibleError, OverBudgetError
-from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.assess.baselines import Baselines, baselines
 from remoe_cli.plan.cost.placement import Priced, evaluate
 from remoe_cli.plan.cost.requests import first_broken, holding_too
 from remoe_cli.plan.document import Method
 from remoe_cli.plan.problem.aim import SLACK, Aim, meets
+from remoe_cli.plan.problem.drafting import Assisted, Depth
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, forms_of
 from remoe_cli.plan.solve.candidates import ENUMERATED_EXPERTS, Sets, candidate_sets
 from remoe_cli.plan.solve.columns import build_columns, weighed_functions
 from remoe_cli.plan.solve.exact import GAP, Solution, solve
 from remoe_cli.plan.solve.forced import forced_sets
-from remoe_cli.plan.solve.given import read_placement
+from remoe_cli.plan.solve.given import broken_limits, read_placement
 from remoe_cli.plan.solve.infeasible import diagnose
 from remoe_cli.plan.solve.local_search import improve
 from remoe_cli.plan.solve.node import Task
@@ -35,7 +35,7 @@ class Chosen:
     """A placement, the method that chose it, and the lower bound of the objective where there is one.
 
     gain        share of the solver's value that exchanging single experts saved
-    speculate   the length of drafts that it is for
+    speculate   the drafts that it is for
     is_beaten   whether this is only the plan in another form that was to be beaten, and was not
     """
 
@@ -44,7 +44,7 @@ class Chosen:
     bound: float | None
     timed_out: bool
     gain: float = 0.0
-    speculate: Speculate = "off"
+    speculate: Depth = "off"
     is_beaten: bool = False
 
 
@@ -57,7 +57,7 @@ def best_placement(problem: Problem, request: PlanRequest) -> Priced:
     return Priced(chosen.placement, evaluate(problem, chosen.placement))
 
 
-_Compare = Callable[[Speculate], Baselines]
+_Compare = Callable[[Depth], Baselines]
 
 
 def best_form(whole: Problem, request: PlanRequest) -> tuple[Problem, Chosen, Baselines]:
@@ -134,7 +134,10 @@ def _holding(problem: Problem, request: PlanRequest, compare: _Compare) -> tuple
 def _choose(problem: Problem, request: PlanRequest) -> Chosen:
     if request.placement_file is not None:
         placement = read_placement(request.placement_file, problem)
-        given = (Chosen(placement, "given", None, False, speculate=one) for one in problem.depths or (problem.speculate,))
+        # An assistant takes memory that the placement may not have left.
+        depths = problem.depths or (problem.speculate,)
+        able = [one for one in depths if not isinstance(one, Assisted) or not broken_limits(problem.with_drafts(one), placement)]
+        given = (Chosen(placement, "given", None, False, speculate=one) for one in able)
         return min(given, key=lambda one: _rank(problem.with_drafts(one.speculate), one, request.aim))
     if request.remote_share is not None:
         return replace(_forced(problem, request, request.remote_share), bound=_exact(problem, request).bound)

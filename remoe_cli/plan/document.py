@@ -26,6 +26,7 @@ from remoe_cli.artifacts import (
 from remoe_cli.errors import ArtifactError, UsageError
 from remoe_cli.model.draft import Speculate, is_off
 from remoe_cli.plan.asked import Lengths as Lengths
+from remoe_cli.plan.asked import PlannedAssistant as PlannedAssistant
 from remoe_cli.plan.asked import PlannedModel as PlannedModel
 from remoe_cli.plan.asked import PredictedRouting as PredictedRouting
 from remoe_cli.plan.asked import Served as Served
@@ -225,6 +226,7 @@ class Plan(Document):
     instances       of the main function; more than 1 only where it is rented and the traffic is known
     concurrency     requests that each instance serves at once: as many as `workload` asks for, if the platform lets it
     speculate       draft tokens that a decode pass may have: a number, or auto for as many as the main function finds to pay
+    assistant       the model that drafts where nothing is found in the text; None where the plan has none
     missing         for people: why a baseline cannot be priced
     kinds           the best known plan with each kind of main function, where one of them scales to zero and the traffic is known
     unquantised     the best known plan for a copy that is not quantised, beside a plan of the planner's own for a quantised checkpoint
@@ -258,6 +260,7 @@ class Plan(Document):
     instances: int = 1
     concurrency: Concurrency = Field(default=1, exclude_if=is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    assistant: PlannedAssistant | None = Field(default=None, exclude_if=is_none)
     layers: tuple[LayerPlan, ...] = Field(max_length=MOST_LAYERS)
     costs: Costs
     baselines: dict[BaselineName, Baseline]

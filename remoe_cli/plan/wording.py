@@ -206,6 +206,8 @@ def drafts_text(plan: Plan) -> Iterator[str]:
     if plan.workload.speculate == "off":
         return
     chosen = ", as the planner chose" if plan.workload.speculate == "auto" else ""
+    if (assistant := plan.assistant) is not None:
+        chosen += f"; where the text has none, {assistant.name} drafts them ({size(assistant.bytes)} in the main function)"
     match plan.speculate:
         case "off":
             yield f"none{chosen}"

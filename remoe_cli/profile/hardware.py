@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from remoe_cli.artifacts import NonNegative, Part, Positive
 from remoe_cli.errors import UsageError
-from remoe_cli.model.spec import MoeSpec
-from remoe_cli.profile.latency_record import Latency, Linear, Roofline, Timing
+from remoe_cli.model.spec import AssistantSpec, MoeSpec
+from remoe_cli.profile.latency_record import AssistantTimes, Latency, Linear, Roofline, Timing
 from remoe_cli.provenance import Provenance, check_provenance, read_figures, shipped_names
 
 _SHIPPED = ("remoe_cli.profile", "hardware")
@@ -123,8 +123,8 @@ def _read(name: str) -> Hardware:
 _shipped = cache(_read)  # a plan needs it for every main spec, and these files do not change while remoe runs
 
 
-def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latency:
-    """Compute the latencies of a model with these sizes on the hardware that `name` describes.
+def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None, assistant: AssistantSpec | None = None) -> Latency:
+    """Compute the latencies of a model, and of an assistant, on the hardware that `name` describes.
 
     `measured_on` is the date of the newest figure. `vcpus` asks for a larger instance of the same family: its memory bandwidth is taken
     in proportion to its vCPUs, because AWS sells slices of the same servers.
@@ -151,9 +151,27 @@ def latency_from(name: str, spec: MoeSpec, vcpus: float | None = None) -> Latenc
         packed_expert=_timing(_packed_in_function(hardware.function, spec)) if spec.stored is not None and spec.stored.either else None,
         unquantised_expert=None if spec.remote is None else _timing(_expert_on_cpu(hardware.function, spec)),
         gpu_expert=_timing(whole_on_gpu(hardware, spec)[1]) if gpu else None,
+        assistant=None
+        if assistant is None
+        else assistant_times(hardware, assistant, None if gpu else min(main.vcpus, main.saturation_vcpus)),
         copy_s=copied,
         load_s=spec.read_bytes / main.load_bytes_per_s,
     )
+
+
+def assistant_times(hardware: Hardware, spec: AssistantSpec, vcpus: float | None) -> AssistantTimes:
+    """Time an assistant on so many vCPUs, or on the GPU (None).
+
+    Raises: UsageError when the description has no GPU.
+    """
+    main = hardware.main
+    if vcpus is None:
+        gpu = _gpu_of(hardware)
+        rates = gpu.bytes_per_s, gpu.flop_per_s
+    else:
+        rates = main.bytes_per_s_per_vcpu * vcpus, main.flop_per_s_per_vcpu * vcpus
+    prefill = _all_layers(main.layer_overhead_s, *rates, spec.bytes, spec)
+    return AssistantTimes(prefill=prefill, decode_s=float(prefill.seconds(1)))
 
 
 def whole_on_gpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
@@ -163,8 +181,7 @@ def whole_on_gpu(hardware: Hardware, spec: MoeSpec) -> tuple[Linear, Roofline]:
 
     Raises: UsageError when the description has no GPU.
     """
-    if (gpu := hardware.gpu) is None:
-        raise UsageError(f"The hardware description {hardware.file.path} has no [gpu].", "Name one that has it, such as g5.xlarge.")
+    gpu = _gpu_of(hardware)
     expert = _roofline(gpu.expert_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec.expert_bytes, spec)
     return _nonexpert_on_gpu(hardware.main, gpu, spec), expert
 
@@ -207,16 +224,23 @@ def dequantised_times(latency: Latency, spec: MoeSpec) -> Latency:
     return latency.model_copy(update={"remote_expert": latency.remote_expert.model_copy(update={"curve": curve})})
 
 
+def _gpu_of(hardware: Hardware) -> Gpu:
+    if hardware.gpu is None:
+        raise UsageError(f"The hardware description {hardware.file.path} has no [gpu].", "Name one that has it, such as g5.xlarge.")
+    return hardware.gpu
+
+
 def _nonexpert_on_gpu(main: MainSpeed, gpu: Gpu, spec: MoeSpec) -> Linear:
-    return _nonexpert(main.layer_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec)
+    return _all_layers(main.layer_overhead_s, gpu.bytes_per_s, gpu.flop_per_s, spec.nonexpert_bytes, spec)
 
 
 def _nonexpert_on_cpu(main: MainSpeed, vcpus: float, spec: MoeSpec) -> Linear:
-    return _nonexpert(main.layer_overhead_s, main.bytes_per_s_per_vcpu * vcpus, main.flop_per_s_per_vcpu * vcpus, spec)
+    bytes_per_s, flop_per_s = main.bytes_per_s_per_vcpu * vcpus, main.flop_per_s_per_vcpu * vcpus
+    return _all_layers(main.layer_overhead_s, bytes_per_s, flop_per_s, spec.nonexpert_bytes, spec)
 
 
-def _nonexpert(layer_overhead_s: float, bytes_per_s: float, flop_per_s: float, spec: MoeSpec) -> Linear:
-    curve = _roofline(layer_overhead_s * spec.hidden_layers, bytes_per_s, flop_per_s, spec.nonexpert_bytes, spec)
+def _all_layers(layer_overhead_s: float, bytes_per_s: float, flop_per_s: float, weight_bytes: int, spec: MoeSpec | AssistantSpec) -> Linear:
+    curve = _roofline(layer_overhead_s * spec.hidden_layers, bytes_per_s, flop_per_s, weight_bytes, spec)
     return Linear(fixed_s=curve.overhead_s, per_token_s=curve.per_token_s, least_s=curve.overhead_s + curve.weights_s)
 
 
@@ -241,7 +265,12 @@ def _packed_in_function(speed: FunctionSpeed, spec: MoeSpec) -> Roofline:
 
 
 def _roofline(
-    overhead_s: float, bytes_per_s: float, flop_per_s: float, weight_bytes: int, spec: MoeSpec, saturation_vcpus: float = 1.0
+    overhead_s: float,
+    bytes_per_s: float,
+    flop_per_s: float,
+    weight_bytes: int,
+    spec: MoeSpec | AssistantSpec,
+    saturation_vcpus: float = 1.0,
 ) -> Roofline:
     per_token_s = _flop(spec, weight_bytes) / flop_per_s
     weights_s = weight_bytes / bytes_per_s
@@ -252,6 +281,6 @@ def _timing(curve: Roofline) -> Timing:
     return Timing(curve=curve, held_out_error=None, errors={}, points=(), residuals=())
 
 
-def _flop(spec: MoeSpec, weight_bytes: int) -> float:
+def _flop(spec: MoeSpec | AssistantSpec, weight_bytes: int) -> float:
     """Count one token's operations: a multiplication and an addition for each weight."""
     return 2.0 * weight_bytes / _WEIGHT_BYTES[spec.dtype]

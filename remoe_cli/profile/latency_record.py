@@ -60,6 +60,26 @@ class Linear(Part):
         return np.where(n > 0, np.maximum(self.least_s, self.fixed_s + self.per_token_s * n), 0.0)
 
 
+class AssistantTimes(Part):
+    """What an assistant (model/assistant.py) takes in the main process.
+
+    prefill    to read n tokens
+    decode_s   to draft one token
+    """
+
+    prefill: Linear
+    decode_s: NonNegative
+
+    def slower(self, factor: float) -> AssistantTimes:
+        """Return the times of a machine that takes so many times as long."""
+        prefill = {name: value * factor for name, value in self.prefill}
+        return AssistantTimes(prefill=Linear(**prefill), decode_s=self.decode_s * factor)
+
+    def step_s(self, drafted: float, caught_up: float) -> float:
+        """Compute the time in which it drafts so many tokens, and reads so many more that it did not draft."""
+        return drafted * self.decode_s + caught_up * self.prefill.per_token_s
+
+
 class Exponential(_Curve):
     """The paper's form for v vCPUs and n tokens: (th1 exp(-th2 v) + th3) (1 + per_token (n - 1)).
 
@@ -251,6 +271,7 @@ class Latency(Part):
     unquantised_expert   the same for experts as the checkpoint stores them, where `remote_expert` is for quantised ones; else None
     slower_in_passes     how many times as long an expert of the main process takes in a forward pass as alone in a loop: with one token,
                          and with a prompt's. The points of `local_expert` are times in passes. None where this was not measured
+    assistant            what an assistant takes where everything but the experts is; None where there is none
     copy_s               hidden states of n tokens from one device to the other: tau_sw(n). Each layer pays it twice; 0 without a GPU
     invocation           calls of a running deployment, if there was one
     load_s               reading the model from disk
@@ -271,6 +292,7 @@ class Latency(Part):
     unquantised_expert: Timing | None = Field(default=None, exclude_if=is_none)
     gpu_expert: Timing | None = Field(default=None, exclude_if=is_none)
     slower_in_passes: tuple[Positive, Positive] | None = Field(default=None, exclude_if=is_none)
+    assistant: AssistantTimes | None = Field(default=None, exclude_if=is_none)
     copy_s: Linear
     invocation: InvocationTiming | None = None
     cold_start: ColdStart | None = None

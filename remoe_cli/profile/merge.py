@@ -19,6 +19,7 @@ from remoe_cli.profile.record import (
     AXES,
     IN_SHARD,
     WITH_ANSWERS,
+    WITH_ASSISTANT,
     WITH_TEXTS,
     Profile,
     ProfileRecord,
@@ -28,7 +29,7 @@ from remoe_cli.profile.record import (
 )
 
 Arrays = dict[str, npt.NDArray[Any]]
-_AXES = AXES | WITH_TEXTS | WITH_ANSWERS | IN_SHARD
+_AXES = AXES | WITH_TEXTS | WITH_ANSWERS | WITH_ASSISTANT | IN_SHARD
 
 
 def merge(profiles: Sequence[Path], out: Path) -> Profile:
@@ -89,6 +90,7 @@ def _run_of(record: ProfileRecord) -> dict[str, object]:
     return {
         "model": (record.model.revision, record.spec.model_copy(update={"remote": None})),
         "form of experts (--experts)": record.spec.remote,
+        "assistant": record.assistant and record.assistant.revision,
         "dataset": (record.dataset.sha256, record.dataset.prompts),
         "settings": record.settings,
         "number of shards": shard and shard.of,

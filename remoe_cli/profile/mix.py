@@ -26,9 +26,20 @@ import numpy.typing as npt
 from remoe_cli.errors import UsageError
 from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.merge import Arrays, join
-from remoe_cli.profile.record import AXES, WITH_ANSWERS, WITH_TEXTS, Profile, ProfileRecord, read_profile, refuse_foreign, write_profile
+from remoe_cli.profile.record import (
+    AXES,
+    WITH_ANSWERS,
+    WITH_ASSISTANT,
+    WITH_TEXTS,
+    Profile,
+    ProfileRecord,
+    read_profile,
+    refuse_foreign,
+    write_profile,
+)
 
 Ints = npt.NDArray[np.int64]
+_KINDS = (WITH_TEXTS, WITH_ANSWERS, WITH_ASSISTANT)
 
 
 def mix(weights: Mapping[Path, float], out: Path) -> Profile:
@@ -52,9 +63,7 @@ def mix(weights: Mapping[Path, float], out: Path) -> Profile:
     counts = picked_counts([len(part.arrays["prompt_tokens"]) for part in parts], shares)
     rows = _alternating(counts)
     picked = [_picked(part, count) for part, count in zip(parts, counts, strict=True)]
-    texts = all("bag_sizes" in part for part in picked)
-    answers = all("draft_passes" in part for part in picked)
-    names = [*AXES, *(WITH_TEXTS if texts else ()), *(WITH_ANSWERS if answers else ())]
+    names = [*AXES, *(name for kind in _KINDS if all(kind.keys() <= part.keys() for part in picked) for name in kind)]
     traced = _evenly_traced(picked, parts[0].record)
     joined = join([{name: part[name] for name in names} | {"prompt_index": row} for part, row in zip(traced, rows, strict=True)])
     joined.pop("prompt_index")
@@ -100,7 +109,9 @@ def _picked(profile: Profile, count: int) -> Arrays:
     if "bag_sizes" in arrays:
         owner = np.repeat(np.arange(len(arrays["bag_sizes"])), arrays["bag_sizes"])
         kept["N"] = np.flatnonzero(np.isin(owner, prompts))
-    axes = AXES | (WITH_TEXTS if "bag_sizes" in arrays else {}) | (WITH_ANSWERS if "draft_passes" in arrays else {})
+    axes = dict(AXES)
+    for kind in _KINDS:
+        axes |= kind if kind.keys() <= arrays.keys() else {}
     picked = {name: arrays[name][kept[axis[0]]] for name, axis in axes.items()}
     return picked | {"trace_prompt": np.searchsorted(prompts, picked["trace_prompt"]).astype(np.int32)}
 
@@ -160,6 +171,7 @@ def _kind_of(record: ProfileRecord) -> dict[str, object]:
     return {
         "model": (record.model.revision, record.spec.model_copy(update={"remote": None})),
         "form of experts (--experts)": record.spec.remote,
+        "assistant": record.assistant and record.assistant.revision,
         "settings": settings and (settings.dtype, settings.chat_template),
         "routing": record.routing.model_copy(update={"sha256": None, "format": None}),
         "vectors": record.vectors and record.vectors.revision,

@@ -16,6 +16,8 @@ A profile is a directory:
         bag_counts       int32 [N]         and how often each occurs (model/vectors.py)
         draft_passes     int32 [P, D, W]   only where answers were recorded of a model that takes drafts: decode passes of 1, 2, .. W rows
                                            that the answer would have had with drafts, for each length D of drafts (acceptance.py)
+        assisted_passes  int32 [P, D, W]   only with an assistant: the same, with its drafts where nothing was found
+        assistant_tokens int32 [P, D, 2]   only with an assistant: tokens that it would have drafted, and read beside these (acceptance.py)
         prompt_index     int32 [P]         only in a shard: the place of each prompt in the whole dataset, ascending
 
 Recorded rows sum to less where the model skips slots. Imported routing may miss layers, phases, tokens or lengths. What is missing is
@@ -34,7 +36,7 @@ from pydantic import Field
 
 from remoe_cli import artifacts, owned, recognise
 from remoe_cli.errors import ArtifactError, UsageError
-from remoe_cli.model.spec import MoeSpec
+from remoe_cli.model.spec import AssistantSpec, MoeSpec
 from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.loss_record import QuantisationLoss
@@ -48,6 +50,12 @@ class ModelRef(artifacts.Part):
 
     path: str
     revision: str
+
+
+class AssistantRef(ModelRef):
+    """An assistant (model/assistant.py), and its sizes."""
+
+    spec: AssistantSpec
 
 
 class DatasetShard(artifacts.Part):
@@ -105,6 +113,7 @@ class ProfileRecord(artifacts.Document):
     """The file profile.json.
 
     settings        None for imported routing, whose recording is not known
+    assistant       the model whose drafts were measured beside those that are found in a text; None: there was none
     loss            what experts that are quantised on request lose; None where they are not
     vectors         the checkpoint whose embeddings made the prompt vectors; None for the profiled model itself
     arrays_sha256   digest of arrays.safetensors
@@ -117,6 +126,7 @@ class ProfileRecord(artifacts.Document):
     routing: RoutingRef = RoutingRef()
     vectors: ModelRef | None = None
     spec: MoeSpec
+    assistant: AssistantRef | None = Field(default=None, exclude_if=artifacts.is_none)
     latency: Latency
     loss: QuantisationLoss | None = Field(default=None, exclude_if=artifacts.is_none)
     arrays_sha256: str
@@ -223,6 +233,7 @@ AXES = {
 }
 WITH_TEXTS = {"bag_sizes": "P", "bag_tokens": "N", "bag_counts": "N"}  # all or none
 WITH_ANSWERS = {"draft_passes": "PDW"}
+WITH_ASSISTANT = {"assisted_passes": "PDW", "assistant_tokens": "PDA"}  # all or none, and only with answers
 IN_SHARD = {"prompt_index": "P"}
 
 
@@ -266,8 +277,13 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
     letters = {name: (size or (0,))[0] for name, size in sizes.items()}
     letters |= {"L": len(spec.moe_layers), "E": spec.experts_per_layer, "k": spec.top_k}
     letters["N"] = int(arrays["bag_sizes"].sum()) if "bag_sizes" in arrays else 0
-    letters |= {"D": len(MEASURED), "W": MOST_ROWS}
-    more = {name: axes for kind in (WITH_TEXTS, WITH_ANSWERS) if kind.keys() & arrays.keys() for name, axes in kind.items()}
+    letters |= {"D": len(MEASURED), "W": MOST_ROWS, "A": 2}
+    kinds = [kind for kind in (WITH_TEXTS, WITH_ANSWERS, WITH_ASSISTANT) if kind.keys() & arrays.keys()]
+    more = {name: axes for kind in kinds for name, axes in kind.items()}
+    if (WITH_ASSISTANT in kinds) != (record.assistant is not None and WITH_ANSWERS in kinds) or (
+        record.assistant is not None and record.latency.assistant is None
+    ):
+        raise ArtifactError(f"{path}: what it knows of drafts is not that of the assistant that it names.", "Profile again.")
     more |= IN_SHARD if record.dataset.shard else {}
     for name, axes in (AXES | more).items():
         shape = tuple(letters[axis] for axis in axes)
@@ -285,11 +301,13 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
             raise ArtifactError(f"{path}: {phase}_counts hold routing that profile.json does not name.", "Profile again.")
         if routing.source == "imported" and (sums[:, there] != sums[:, there][:, :1]).any():
             raise ArtifactError(f"{path}: the sums of {phase}_counts differ between layers.", "Import the routing again.")
-    if "draft_passes" in arrays:
-        passes, tokens = arrays["draft_passes"].astype(np.int64), arrays["decode_tokens"][:, None]
+    for name in {"draft_passes", "assisted_passes"} & arrays.keys():
+        passes, tokens = arrays[name].astype(np.int64), arrays["decode_tokens"][:, None]
         rows = passes @ np.arange(1, MOST_ROWS + 1)
         if (passes < 0).any() or (passes.sum(axis=2) > tokens).any() or (rows < tokens).any():
-            raise ArtifactError(f"{path}: draft_passes do not fit the decode tokens.", "Profile again.")
+            raise ArtifactError(f"{path}: {name} do not fit the decode tokens.", "Profile again.")
+    if "assistant_tokens" in arrays and (arrays["assistant_tokens"] < 0).any():
+        raise ArtifactError(f"{path}: assistant_tokens has numbers below 0.", "Profile again.")
     traced = arrays["trace_ids"]
     if ((traced < -1) | (traced >= spec.experts_per_layer)).any() or (traced[:, ~there] != -1).any():
         raise ArtifactError(f"{path}: trace_ids holds ids that are not experts of the model.", "Profile again.")

@@ -23,11 +23,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from remoe_cli.model.assistant import Assistant
 from remoe_cli.model.batch_cache import takes_drafts
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.experts import ExpertLayer, run_experts
 from remoe_cli.model.generation import StopStrings
-from remoe_cli.profile.acceptance import answer_passes
+from remoe_cli.profile.acceptance import answer_passes, assisted_passes
 
 Ints = npt.NDArray[np.int32]
 
@@ -59,6 +60,8 @@ class BatchRouting:
     trace_ids: npt.NDArray[np.int16]
     trace_prompt: Ints
     draft_passes: Ints | None = None
+    assisted_passes: Ints | None = None
+    assistant_tokens: Ints | None = None
 
 
 def record_batch(
@@ -69,10 +72,12 @@ def record_batch(
     max_new_tokens: int,
     trace: int,
     stop: StopStrings | None = None,
+    assistant: Assistant | None = None,
 ) -> BatchRouting:
     """Generate greedily from the prompts' token ids, and count the experts in use.
 
     The recorder must be attached to the model. At most `trace` tokens of each prompt are traced. `stop` ends answers at stop strings.
+    An `assistant` says what it would have drafted, where the model takes drafts.
     """
     length = max(map(len, prompts))
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
@@ -104,6 +109,8 @@ def record_batch(
     alive = step < decoded[:, None]  # [B, steps]
     traced = alive & (step < trace)
     trace_ids = steps.transpose(1, 2, 0, 3)[traced]
+    made = [answer[: count + 1].tolist() for answer, count in zip(answers.numpy(), decoded.tolist(), strict=True)]
+    drafted = _drafted(prompts, made, max_new_tokens, ends, assistant) if takes_drafts(model) else {}
     return BatchRouting(
         prefill_counts=_counts(prefill, mask.numpy().astype(bool), experts),
         decode_counts=_counts(steps, alive, experts),
@@ -111,15 +118,26 @@ def record_batch(
         decode_tokens=decoded.astype(np.int32),
         trace_ids=np.where((trace_ids >= 0) & (trace_ids < experts), trace_ids, -1).astype(np.int16),
         trace_prompt=np.nonzero(traced)[0].astype(np.int32),
-        draft_passes=np.stack(
-            [
-                answer_passes(prompt, answer[: count + 1].tolist(), max_new_tokens, ends)
-                for prompt, answer, count in zip(prompts, answers.numpy(), decoded.tolist(), strict=True)
-            ]
-        )
-        if takes_drafts(model)
-        else None,
+        **drafted,
     )
+
+
+def _drafted(
+    prompts: Sequence[Sequence[int]], answers: Sequence[list[int]], most: int, ends: Sequence[int], assistant: Assistant | None
+) -> dict[str, Ints]:
+    """Count the passes that answers would have taken with drafts (acceptance.py)."""
+    pairs = [*zip(prompts, answers, strict=True)]
+    found = {"draft_passes": np.stack([answer_passes(prompt, answer, most, ends) for prompt, answer in pairs])}
+    if assistant is None:
+        return found
+    with torch.inference_mode():
+        guessed = [assistant.guesses([*prompt, *answer], len(prompt)) for prompt, answer in pairs]
+    each = [
+        assisted_passes(prompt, answer, most, ends, guesses, assistant.positions)
+        for (prompt, answer), guesses in zip(pairs, guessed, strict=True)
+    ]
+    passes, tokens = zip(*each, strict=True)
+    return found | {"assisted_passes": np.stack(passes), "assistant_tokens": np.stack(tokens)}
 
 
 def _stacked(passes: Sequence[Tensor], like: Tensor, batch: int) -> Tensor:

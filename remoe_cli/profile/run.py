@@ -9,7 +9,6 @@ counts. After an interruption the same command goes on after these batches; anot
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,10 +23,11 @@ from remoe_cli import artifacts, bounded, interrupts, recognise
 from remoe_cli.errors import ArtifactError, ModelError, UsageError
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, find_named
-from remoe_cli.model.spec import MoeSpec, read_spec
+from remoe_cli.model.spec import read_spec
 from remoe_cli.profile.latency_record import Latency
 from remoe_cli.profile.loss_record import QuantisationLoss
 from remoe_cli.profile.merge import Arrays, join
+from remoe_cli.profile.partial import Inputs, batches_of, delete_batches, file_of, folder_of, is_of, read_batch, size_of
 from remoe_cli.profile.prompts import PromptSet
 from remoe_cli.profile.record import (
     TRACE_TOKENS,
@@ -47,25 +47,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from remoe_cli.model.assistant import Assistant
+
 _PartOf = TypeVar("_PartOf", bound=artifacts.Part)
 # Batches whose prompts are sorted together. Larger windows save little more padding, and a resumed run tokenises a window again.
 _WINDOW = 16
 # For progress only: a forward pass takes about as long as so many tokens of each prompt, besides those that it computes.
 _PASS_TOKENS = 8
-# The files of partial/ besides the fingerprint, also half-written ones.
-_OF_A_RUN = re.compile(r"(batch-\d{7}\.safetensors|latency\.json|loss\.json|\..+\.remoe-[a-z0-9_]{8})")
-
-
-class Inputs(artifacts.Document):
-    """Everything that decides the counts.
-
-    A rerun may use the batches of an earlier run if their inputs are equal."""
-
-    schema_version: str = "remoe.profile-inputs/3"
-    model: ModelRef
-    dataset: DatasetRef
-    settings: RecordingSettings
-    spec: MoeSpec
 
 
 @interrupts.kept()
@@ -85,14 +73,16 @@ def profile(
     device: str = "cpu",
     may_replace: Callable[[Path], None] = lambda path: None,
     experts: Literal["int8", "int4"] | None = None,
+    assistant: str | None = None,
 ) -> Profile:
     """Profile `model` on `prompts` into the directory `out`.
 
     `progress` opens a display for each stage. In the stage of the prompts it reports an int when a batch is written, and a float within a
     batch. `say` shows a message. `shard` (I, N) profiles slice I of N of the prompts. Times are measured unless `latency` is given.
     `device_map` is that of transformers. Everything but the experts is on `device`. `experts` is the form to which expert functions'
-    experts are quantised: then times are those of that form, and what it loses is measured too. `may_replace` raises where a profile with
-    other inputs, or what is finished of one, must stay.
+    experts are quantised: then times are those of that form, and what it loses is measured too. `assistant` is a model whose drafts are
+    counted and timed too; where `latency` is given, it has its times. `may_replace` raises where a profile with other inputs, or what is
+    finished of one, must stay.
     """
     from remoe_cli.model.generation import stop_strings, warning
     from remoe_cli.model.tokens import has_chat_template, load_tokenizer
@@ -107,6 +97,12 @@ def profile(
         say(aside)
     with progress("Checking the model's files", of_bytes=True) as report:
         revision = checkpoint.identify(report)
+    beside, drafting = None if assistant is None else find_named(assistant), None
+    if beside is not None:
+        from remoe_cli.profile.assistant import assistant_ref
+
+        with progress("Checking the assistant's files", of_bytes=True) as report:
+            drafting = assistant_ref(checkpoint, tokenizer, beside, report)
     with progress("Checking the prompts"):
         _check_prompts(tokenizer, prompts, say)
     inputs = Inputs(
@@ -126,6 +122,7 @@ def profile(
             dtype=spec.dtype,
         ),
         spec=spec,
+        assistant=drafting,
     )
     on_gpu = None if device_map else device != "cpu"
     if (finished := _finished(out, inputs, latency, on_gpu)) is not None:
@@ -134,22 +131,23 @@ def profile(
     if (out / "profile.json").is_file():
         say(f"{out} holds a profile of another model, of other prompts or with other settings, which is replaced at the end.")
         may_replace(out / "profile.json")
-    elif (fingerprint := out / "partial" / "inputs.json").is_file() and not _is_of(fingerprint, inputs):
+    elif (fingerprint := out / "partial" / "inputs.json").is_file() and not is_of(fingerprint, inputs):
         say(f"{out} holds a part of a profile of another model, of other prompts or with other settings, which is deleted.")
         may_replace(fingerprint.parent)
-    batches = _batches(inputs)
-    partial = _partial_folder(out, inputs)
-    missing = [batch for batch in batches if not _file(partial, batch).is_file()]
-    total = sum(_size(inputs, batch) for batch in batches)
-    done = total - sum(_size(inputs, batch) for batch in missing)
+    batches = batches_of(inputs)
+    partial = folder_of(out, inputs)
+    missing = [batch for batch in batches if not file_of(partial, batch).is_file()]
+    total = sum(size_of(inputs, batch) for batch in batches)
+    done = total - sum(size_of(inputs, batch) for batch in missing)
     measured = partial / "latency.json"
     if measured.is_file() and not _is_measured(_measured(measured), on_gpu):
         measured.unlink()
     compared = partial / "loss.json"
-    loaded = None
+    loaded = helper = None
     if missing or not (latency or measured.is_file()) or not (experts is None or compared.is_file()):
         with progress(f"Loading {checkpoint.name}"):
             loaded, load_s = _load(checkpoint, device_map, device)
+            helper = None if beside is None else _assistant(beside, loaded)
         if experts is not None and not compared.is_file():
             with progress("Measuring what quantised experts lose") as report:
                 artifacts.write_json(compared, _loss(loaded, tokenizer, inputs, prompts.texts, experts, report), recognise.ANY)
@@ -163,22 +161,29 @@ def profile(
                 either = spec.stored is not None and spec.stored.either and computes_packed(say)
                 packed = checkpoint if either or (spec.is_packed and to is None) else None
                 latency_here = measure(loaded, load_s, packed, to, either=either)
+                if helper is not None:
+                    from remoe_cli.profile.assistant import time_assistant
+
+                    latency_here = latency_here.model_copy(update={"assistant": time_assistant(helper)})
                 artifacts.write_json(measured, latency_here, recognise.ANY)
     with progress("Profiling prompts") as report:
         report(done, total)
         if loaded is not None:
             stop = stop_strings(checkpoint)
-            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, lambda part: report(done + part, total), stop)
+            on_part = lambda part: report(done + part, total)  # noqa: E731
+            run = record(loaded, tokenizer, inputs, prompts.texts, missing, partial, on_part, stop, helper)
             for batch in run:
-                done += _size(inputs, batch)
+                done += size_of(inputs, batch)
                 report(done, total)
-    del loaded
+    del loaded, helper
     with progress("Writing the profile"):
-        arrays = join([_read_batch(_file(partial, batch)) for batch in batches])
+        arrays = join([read_batch(file_of(partial, batch)) for batch in batches])
         texts = [prompts.texts[p] for p in arrays["prompt_index"]]
         arrays |= prompt_features(checkpoint, texts, max_prompt_tokens)
         if checkpoint.identify() != revision:
             raise ModelError(f"The model {checkpoint.name} has changed while it was profiled.", "Run the command again: it starts anew.")
+        if beside is not None and drafting is not None and beside.identify() != drafting.revision:
+            raise ModelError(f"The assistant {beside.name} has changed meanwhile.", "Run the command again: it starts anew.")
         latency = latency or _measured(measured)
         return _finish(out, partial, inputs, arrays, latency, None if experts is None else _read(compared, QuantisationLoss))
 
@@ -229,7 +234,8 @@ def _finished(out: Path, inputs: Inputs, latency: Latency | None, on_gpu: bool |
     except ArtifactError:
         return None
     record = profile.record
-    same = (record.model, record.dataset, record.settings, record.spec) == (inputs.model, inputs.dataset, inputs.settings, inputs.spec)
+    decide = ("model", "dataset", "settings", "spec", "assistant")
+    same = all(getattr(record, name) == getattr(inputs, name) for name in decide)
     times = _is_measured(record.latency, on_gpu) if latency is None else record.latency == latency
     return profile if same and times else None
 
@@ -247,62 +253,18 @@ def _check_prompts(tokenizer: Any, prompts: PromptSet, say: Callable[[str], None
             raise UsageError(f"{prompts.where(index)}: {error.message}", error.hint) from None
 
 
-def _batches(inputs: Inputs) -> range:
-    """Return the numbers of the batches to run: all of the dataset, or those of the shard."""
-    count = -(-inputs.dataset.prompts // inputs.settings.batch_size)
-    if (shard := inputs.dataset.shard) is None:
-        return range(count)
-    if not 1 <= shard.number <= shard.of:
-        raise UsageError(f"There is no shard {shard.number} of {shard.of}.", "Shards are counted from 1: --shard 1/4 to --shard 4/4.")
-    if shard.of > count:
-        raise UsageError(
-            f"{inputs.dataset.prompts} prompts in batches of {inputs.settings.batch_size} cannot be cut into {shard.of} shards.",
-            "Take fewer shards, or a smaller --batch-size for all of them.",
-        )
-    return range(count * (shard.number - 1) // shard.of, count * shard.number // shard.of)
-
-
-def _size(inputs: Inputs, batch: int) -> int:
-    """Return the number of prompts in a batch."""
-    size = inputs.settings.batch_size
-    return min(size, inputs.dataset.prompts - batch * size)
-
-
-def _file(partial: Path, batch: int) -> Path:
-    return partial / f"batch-{batch:07d}.safetensors"
-
-
-def _partial_folder(out: Path, inputs: Inputs) -> Path:
-    """Return the folder of finished batches, after deleting those of a run with other inputs."""
-    partial = out / "partial"
-    fingerprint = partial / "inputs.json"
-    if _is_of(fingerprint, inputs):
-        return partial
-    # Before the fingerprint changes, so that a crash between the two leaves no batch of another run behind.
-    _delete_batches(partial)
-    artifacts.write_json(fingerprint, inputs)
-    return partial
-
-
-def _delete_batches(partial: Path) -> None:
-    for path in partial.iterdir() if partial.is_dir() else ():
-        if _OF_A_RUN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink()
-
-
-def _is_of(fingerprint: Path, inputs: Inputs) -> bool:
-    try:
-        return artifacts.read_json(fingerprint, Inputs) == inputs
-    except ArtifactError:
-        return False
-
-
 def _load(checkpoint: Checkpoint, device_map: str | None, device: str) -> tuple[PreTrainedModel, float]:
     """Load the model; also returns the seconds that this took."""
     from remoe_cli.model.loader import load
 
     start = time.perf_counter()
     return load(checkpoint, device_map=device_map, device=device), time.perf_counter() - start
+
+
+def _assistant(checkpoint: Checkpoint, model: PreTrainedModel) -> Assistant:
+    from remoe_cli.model.assistant import load_assistant
+
+    return load_assistant(checkpoint, int(model.get_input_embeddings().weight.shape[0]), str(model.device))
 
 
 def record(
@@ -314,13 +276,14 @@ def record(
     partial: Path,
     on_part: Callable[[float], None] = lambda prompts: None,
     stop: Sequence[str] = (),
+    assistant: Assistant | None = None,
 ) -> Iterator[int]:
     """Run batches, and yield the number of each when its file in `partial` is written.
 
     The numbers are given in ascending order.
 
     `on_part` is called while a batch runs: with the share of its work that is done, times its number of prompts.
-    The texts `stop` end an answer.
+    The texts `stop` end an answer. What `assistant` would have drafted is counted too.
     """
     from remoe_cli.model.experts import ExpertLayer, attach
     from remoe_cli.model.generation import StopStrings
@@ -355,10 +318,10 @@ def record(
             whole = len(attachment.layers) * (tokens + settings.max_new_tokens * _PASS_TOKENS)
             attachment.calls.clear()
             experts, mine_ids = inputs.spec.experts_per_layer, [ids[p] for p in mine]
-            routing = record_batch(model, recorder, mine_ids, experts, settings.max_new_tokens, trace, stopping)
+            routing = record_batch(model, recorder, mine_ids, experts, settings.max_new_tokens, trace, stopping, assistant)
             attachment.check_fired(max(attachment.calls.values(), default=0) or 1)
             known = {name: array for name, array in asdict(routing).items() if array is not None}
-            artifacts.write_arrays(_file(partial, batch), known | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
+            artifacts.write_arrays(file_of(partial, batch), known | {"prompt_index": (first + mine).astype(np.int32)}, "batch")
             interrupts.check()
             yield batch
 
@@ -371,13 +334,6 @@ def _encode(tokenizer: Any, texts: Sequence[Prompt], limit: int, model: PreTrain
     return known([encode(tokenizer, text, limit) for text in texts], model)
 
 
-def _read_batch(file: Path) -> Arrays:
-    try:
-        return artifacts.read_arrays(file)
-    except ArtifactError as error:
-        raise ArtifactError(error.message, f"Delete {file} and repeat the command: it goes on from the other batches.") from None
-
-
 def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: Latency, loss: QuantisationLoss | None) -> Profile:
     """Write the profile and delete the batches. Their fingerprint goes first: without it, batches that a kill leaves are not used."""
     if inputs.dataset.shard is None:
@@ -388,12 +344,13 @@ def _finish(out: Path, partial: Path, inputs: Inputs, arrays: Arrays, latency: L
         settings=inputs.settings,
         spec=inputs.spec,
         latency=latency,
+        assistant=inputs.assistant,
         loss=loss,
         arrays_sha256="",
     )
     profile = write_profile(out, record, arrays)
     (partial / "inputs.json").unlink()
-    _delete_batches(partial)
+    delete_batches(partial)
     with suppress(OSError):  # somebody has put another file there
         partial.rmdir()
     return profile

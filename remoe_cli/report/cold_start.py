@@ -38,7 +38,7 @@ def starts_of(plan: Plan, problem: Problem) -> tuple[Start, ...]:
     if plan.main.starts:
         local = sum(plan.model.experts_per_layer - len(layer.remote) for layer in plan.layers)
         whole_s, empty_s = main_function.start_s(problem, plan.main, local), main_function.start_s(problem, plan.main, 0)
-        rest_s = problem.spec.read_nonexpert_bytes / main_function.load_bytes_per_s(problem, plan.main)
+        rest_s = main_function.rest_read_bytes(problem) / main_function.load_bytes_per_s(problem, plan.main)
         steps = {STARTING: empty_s - rest_s, READING: rest_s + whole_s - empty_s}
         found.append(Start(f"main function on {plan.main.name}", steps))
     experts = max((len(part) for layer in plan.layers for part in layer.parts), default=0)

@@ -88,6 +88,7 @@ class Batch:
             part = PROMPT_PART_TOKENS if others and can_continue(self.model, sequence.cache) else len(tokens)
             with self._pass([sequence], others) as chosen:
                 logits = self._forward([sequence], [tokens[start : start + part]], sequence.cache, None)
+                sequence.drafts.read(tokens[: start + part])
             _count([sequence], chosen, [part])
             sequence.read = min(len(tokens), start + part)
             sequence.counted = max(sequence.counted, sequence.read)
@@ -125,14 +126,14 @@ class Batch:
     def _decode(self) -> list[TokenSequence]:
         """Make the next token of every sequence whose prompt is read, and those of its draft that stay."""
         sequences, longest = self.decoding, max(each.read for each in self.decoding)
-        drafts = self._drafts(sequences)
-        width = 1 + max(map(len, drafts))
         mask = None
-        if any(each.read < longest for each in sequences):
-            padding = torch.tensor([longest - each.read for each in sequences], device=self.model.device)
-            mask = (torch.arange(longest + width, device=self.model.device) >= padding.unsqueeze(1)).long()
-        tokens = [_filled([each.stream.ids[-1], *draft], width) for each, draft in zip(sequences, drafts, strict=True)]
         try:
+            drafts = self._drafts(sequences)
+            width = 1 + max(map(len, drafts))
+            if any(each.read < longest for each in sequences):
+                padding = torch.tensor([longest - each.read for each in sequences], device=self.model.device)
+                mask = (torch.arange(longest + width, device=self.model.device) >= padding.unsqueeze(1)).long()
+            tokens = [_filled([each.stream.ids[-1], *draft], width) for each, draft in zip(sequences, drafts, strict=True)]
             counts = [1 + len(draft) for draft in drafts]
             with self._pass(sequences, len(self) > 1, counts, width) as chosen:
                 logits = self._forward(sequences, tokens, self.cache, mask, width, counts)
@@ -159,10 +160,11 @@ class Batch:
         return left
 
     def _drafts(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
-        """Look a draft up for each sequence, if what is wrong of it can be taken back."""
+        """Make a draft for each sequence, if what is wrong of it can be taken back."""
         if not croppable(self.cache):
             return [[]] * len(sequences)
-        drafts = [each.draft() for each in sequences]
+        with full_memory_named(_PLAN_LONGER):
+            drafts = [each.draft() for each in sequences]
         remember(self.cache, all_tokens=any(drafts))
         return drafts
 

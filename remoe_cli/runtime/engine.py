@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList
 
 from remoe_cli.errors import LongRequestError, ModelError, RemoeError, UsageError
+from remoe_cli.model.assistant import Assistant, load_assistant
 from remoe_cli.model.batch_cache import croppable, joinable
 from remoe_cli.model.chat import Prompt
 from remoe_cli.model.checkpoint import Checkpoint, reason
@@ -53,6 +54,7 @@ class Engine:
     stop     the model's own stop strings
     device   of everything but the experts, and of those that the dispatcher has on it
     uncounted  makes what counts how often the tokens of an answer choose each expert
+    assistant  drafts where nothing is found; None: nobody does
     """
 
     model: PreTrainedModel
@@ -62,6 +64,7 @@ class Engine:
     stop: Sequence[str]
     device: Device
     uncounted: Callable[[], Hits]
+    assistant: Assistant | None = None
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return encode(self.tokenizer, prompt)
@@ -99,6 +102,9 @@ class Engine:
             raise ModelError(f"The model cannot generate: {reason(error)}", "Check its generation_config.json.") from None
         self.dispatcher.sent.extend(generated.invocations)  # they are calls of loading, and not of an answer
         self.attachment.check_fired(1)
+        if self.assistant:
+            with torch.inference_mode():
+                self.assistant.begin()([0], 1)
 
     def generate(
         self,
@@ -165,7 +171,7 @@ class Engine:
             strings=sampling.stop,
             hits=self.uncounted(),
             stream=Stream(self.tokenizer, (*self.stop, *sampling.stop), on_piece, noted, sampling.skip_special_tokens),
-            drafts=Drafts(speculate),
+            drafts=Drafts(speculate, self.assistant.begin() if self.assistant and speculate != "off" else None),
         )
 
     def _prepared(
@@ -270,13 +276,15 @@ def start_engine(
     sent: list[Invocation] | None = None,
     policy: StartPolicy | None = None,
     starting: Starting | None = None,
+    assistant: Checkpoint | None = None,
 ) -> Engine:
     """Load the main function's part of the model, and attach a dispatcher for the remote experts.
 
     `functions` is by hidden layer, and so is `gpu_experts`. With `gpu`, everything but the experts is on the machine's GPU, and
     `gpu_experts` too, unless `device` says otherwise; on a CPU they are local experts as the rest. With `copied`, no weight stays mapped
     from its file. The expert functions start while the model loads (docs/reference/method.md, section 10), and read the experts that the
-    prompts of `policy` will probably need; `starting`: they start already. `sent` takes their calls, also when this fails.
+    prompts of `policy` will probably need; `starting`: they start already. `sent` takes their calls, also when this fails. `assistant` is
+    loaded to the same device.
 
     Raises: InvokeError when an expert function cannot start, DeployError when there is no GPU that can be used, or its memory is full.
     """
@@ -299,6 +307,8 @@ def start_engine(
         with full_memory_named("Free the GPU, or serve on one with as much memory as the plan counts on."):
             model = load(checkpoint, local, device=at)
             dispatcher.gpu = load_gpu_experts(checkpoint, model, there, at)
+            vocabulary = int(model.get_input_embeddings().weight.shape[0])
+            loaded = load_assistant(assistant, vocabulary, at, copied=copied) if assistant else None
         prepare_products(model, [layer.module for layer in expert_layers(model)])
         if copied:
             copy_weights(model)
@@ -312,4 +322,5 @@ def start_engine(
     if aside := warning(checkpoint):
         _log.warning(aside)
     uncounted = partial(Hits, spec.moe_layers, spec.experts_per_layer)
-    return Engine(model, tokenizer, dispatcher, attach(model, dispatcher), stop_strings(checkpoint), describe(model.device), uncounted)
+    attachment, stop = attach(model, dispatcher), stop_strings(checkpoint)
+    return Engine(model, tokenizer, dispatcher, attachment, stop, describe(model.device), uncounted, loaded)

@@ -15,13 +15,13 @@ from pydantic import Field
 
 from remoe_cli.artifacts import MOST_EXPERTS, MOST_LAYERS, Concurrency, NonNegative, Part, is_none, is_one
 from remoe_cli.model.draft import Speculate, is_off
-from remoe_cli.model.spec import MoeSpec
+from remoe_cli.model.spec import AssistantSpec, MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost import main_function
 from remoe_cli.plan.cost.placement import layer_prefill, layer_step
 from remoe_cli.plan.cost.prices import MainPrices, main_cost
 from remoe_cli.plan.document import LayerPlan, MainSpec, Outcome, Plan
-from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Assisted, Drafting, length_of
 from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.plan.problem.traffic import one_length
@@ -43,6 +43,7 @@ class PlannedCosts(Part):
     step_usd       what all invocations of a decode step cost, by the requests that share it
     concurrency    requests that are served at once
     speculate      how many draft tokens a decode step may have; `drafting` says what these make of decode
+    assistant      sizes of the model that makes them where nothing is found; None where there is none
     """
 
     catalog: Catalog
@@ -58,6 +59,7 @@ class PlannedCosts(Part):
     concurrency: Concurrency = Field(default=1, exclude_if=is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
     drafting: Drafting = Field(default=NO_DRAFTS, exclude_if=lambda value: value == NO_DRAFTS)
+    assistant: AssistantSpec | None = Field(default=None, exclude_if=is_none)
 
 
 @dataclass(frozen=True)
@@ -122,18 +124,20 @@ def costs_of(problem: Problem, placement: Placement) -> PlannedCosts:
         step_usd=sum(step.usd for step in steps),
         invocations=problem.invocations,
         concurrency=problem.concurrency,
-        speculate=problem.speculate,
+        speculate=length_of(problem.speculate),
         drafting=problem.drafting,
+        assistant=problem.loaded_assistant,
     )
 
 
 def predictor(planned: PlannedCosts, spec: MoeSpec, prices: MainPrices) -> Predictor:
     """Return what predicts requests to a main function with these prices."""
     no_tokens = np.zeros((0, len(planned.layers), spec.top_k), dtype=np.int64)
-    workload = Workload(one_length(1, 1), 0.0, np.array(planned.use), no_tokens, (), drafts={planned.speculate: planned.drafting})
+    depth = planned.speculate if planned.assistant is None else Assisted(planned.speculate)
+    workload = Workload(one_length(1, 1), 0.0, np.array(planned.use), no_tokens, (), drafts={depth: planned.drafting})
     own = {} if planned.main_latency is None else {planned.main.name: planned.main_latency}
     problem = Problem(spec, planned.latency, planned.catalog, workload, own, planned.invocations, concurrency=planned.concurrency)
-    problem = problem.with_drafts(planned.speculate)
+    problem = replace(problem, assistant=planned.assistant).with_drafts(depth)
     return Predictor(planned, problem, prices)
 
 

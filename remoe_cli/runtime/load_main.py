@@ -35,11 +35,13 @@ def load(
     copied: bool = False,
     reads: int = 0,
     last_resort: LastResort | None = None,
+    assistant: Checkpoint | None = None,
 ) -> MainFunction:
-    """Load the main function's weights, and start its expert functions, which `connect` reaches.
+    """Load the main function's weights and its assistant, and start its expert functions.
 
-    With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
-    Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start is an error.
+    `connect` reaches them. With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files.
+    `reads` of S3 brought them. Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start
+    is an error.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
@@ -75,6 +77,7 @@ def load(
             sent=sent,
             policy=config.start_ahead,
             starting=starting,
+            assistant=assistant,
         )
         engine.warm_up()
         engine.dispatcher.caller.last_resort = last_resort
@@ -123,11 +126,15 @@ def load_here(
         config = config.model_copy(update={"cache_experts": cache_experts})
     model = config.model
     checkpoint = find_profiled(model.path, model.revision)
+    other = config.assistant
+    assistant = find_profiled(other.path, other.revision) if other else None
     from remoe_cli.runtime.last_resort import LastResort
 
     last_resort = last_resort or LastResort(str(server_json.parent / "bundle"))
-    main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort)
+    main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort, assistant=assistant)
     checkpoint.check(model.revision)
+    if assistant and other:
+        assistant.check(other.revision)
     return main
 
 
@@ -140,6 +147,7 @@ def load_packaged(uri: str) -> MainFunction:
     Raises: what runtime/fetch.py and `load` raise.
     """
     begun_s, reads = time.perf_counter(), list[None]()
+    from remoe_cli.package.assistant_files import packaged_assistant
     from remoe_cli.runtime.fetch import fetch, scratch_folder
     from remoe_cli.runtime.last_resort import LastResort
 
@@ -149,7 +157,9 @@ def load_packaged(uri: str) -> MainFunction:
     checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
     shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
     last_resort = LastResort(shards) if shards else None
-    main = load(config, checkpoint, partial(make_caller, os.environ.get("REMOE_ENDPOINT")), reads=len(reads), last_resort=last_resort)
+    connect = partial(make_caller, os.environ.get("REMOE_ENDPOINT"))
+    with packaged_assistant(folder, config.assistant) as assistant:
+        main = load(config, checkpoint, connect, reads=len(reads), last_resort=last_resort, assistant=assistant)
     return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from remoe_cli.artifacts import is_none
 from remoe_cli.model.draft import Speculate
 from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.ledger import Ledger
@@ -26,6 +27,7 @@ class MainState(BaseModel):
     concurrency                                 requests that are answered at once; 1 where the model's family cannot share a step
     cached_experts                              remote experts that are kept in spare memory now (expert_cache.py)
     speculate                                   how many draft tokens a pass may have; off where the model's family takes no drafts
+    assistant                                   the model that drafts where nothing is found; None: nobody does
     spent                                       on expert functions, for loading and for requests
     """
 
@@ -42,6 +44,7 @@ class MainState(BaseModel):
     device: Device
     concurrency: int = 1
     speculate: Speculate = "off"
+    assistant: str | None = Field(default=None, exclude_if=is_none)
     spent: Ledger
 
 
@@ -65,5 +68,6 @@ def state_of(config: ServerConfig, engine: Engine, concurrency: int, speculate: 
         device=engine.device,
         concurrency=concurrency,
         speculate=speculate,
+        assistant=config.assistant.path if config.assistant and engine.assistant and speculate != "off" else None,
         spent=spent,
     )

@@ -118,6 +118,8 @@ class Receipt(Part):
     hedges, fallbacks, starts_ahead   of all functions
     cost          None where the request ended before prices were known
     drafts, draft_tokens, accepted_tokens   passes that tried a draft, the tokens of all drafts, and those that the answer took over
+    assistant_drafts, assistant_draft_tokens, assistant_accepted_tokens   those of them that an assistant drafted; others were found in the
+                  text
     saved_calls, saved_usd   calls that were not made as their experts were in memory (expert_cache.py), and what they would have cost
     predicted     what the plan predicts for this request, once it is answered (expected_cost.py)
     """
@@ -149,6 +151,9 @@ class Receipt(Part):
     saved_calls: int = Field(default=0, exclude_if=is_zero)
     saved_usd: float = Field(default=0.0, exclude_if=is_zero)
     accepted_tokens: int = Field(default=0, exclude_if=is_zero)
+    assistant_drafts: int = Field(default=0, exclude_if=is_zero)
+    assistant_draft_tokens: int = Field(default=0, exclude_if=is_zero)
+    assistant_accepted_tokens: int = Field(default=0, exclude_if=is_zero)
 
 
 class Loading(Part):
@@ -179,8 +184,8 @@ def make_receipt(answer: Generated, prices: Prices, loading: Loading = NOT_LOADE
     prompt_tokens, seconds = len(answer.prompt_token_ids), answer.token_times_s[-1]
     receipt = failed_receipt(prices, seconds, answer.billed, loading, calls, prompt_tokens, answer.paid_s)
     figures = {"generated_tokens": len(answer.token_ids), "answered": True, "ttft_s": answer.ttft_s, "tpot_s": answer.tpot_s}
-    drafted = answer.drafted
-    figures |= {"drafts": drafted.passes, "draft_tokens": drafted.tokens, "accepted_tokens": drafted.accepted}
+    names = ("drafts", "draft_tokens", "accepted_tokens", "assistant_drafts", "assistant_draft_tokens", "assistant_accepted_tokens")
+    figures |= dict(zip(names, answer.drafted, strict=True))
     figures |= {"saved_calls": answer.saved.calls, "saved_usd": answer.saved.usd}
     return receipt.model_copy(update=figures)
 

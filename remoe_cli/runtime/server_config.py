@@ -63,6 +63,7 @@ class ServerConfig(artifacts.Document):
     """The document server.json, the same for every target.
 
     model   the model that was profiled; a main function with packaged files reads only those
+    assistant   the model that drafts where nothing is found (model/assistant.py); None: nobody does
     served  the requests that the plan holds for; None where it names none
     concurrency   requests that are served at once, for which the plan has provided memory
     speculate     how many draft tokens a pass may have (model/draft.py)
@@ -86,6 +87,7 @@ class ServerConfig(artifacts.Document):
     served: Served | None = None
     concurrency: artifacts.Concurrency = Field(default=1, exclude_if=artifacts.is_one)
     speculate: Speculate = Field(default="off", exclude_if=is_off)
+    assistant: ModelRef | None = Field(default=None, exclude_if=artifacts.is_none)
     cache_experts: bool = Field(default=False, exclude_if=lambda value: not value)
     spare_experts: artifacts.Tokens = Field(default=0, exclude_if=artifacts.is_zero)
     start_ahead: StartPolicy | None = Field(default=None, exclude_if=artifacts.is_none)

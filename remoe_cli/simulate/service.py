@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.assess.baselines import all_local_on
-from remoe_cli.plan.cost import expert_functions, main_function, prices
+from remoe_cli.plan.cost import assistant, expert_functions, main_function, prices
 from remoe_cli.plan.cost.prompts import cold_wait_s, functions_wait_s, prefill_s
 from remoe_cli.plan.cost.steps import layer_steps, step_times
 from remoe_cli.plan.document import Baseline, BaselineName, Plan, Served
@@ -151,11 +151,14 @@ def others(problem: Problem, plan: Plan, n_in: Floats, mean_out: float) -> Itera
 def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floats, mean_out: float) -> Service:
     """Price the whole model on the GPU that the plan compares itself with."""
     spec = next(each for each in problem.catalog.reference.gpus if each.name == baseline.spec)
-    nonexpert, expert = whole_on_gpu(read_hardware(spec.hardware or problem.catalog.reference.hardware), problem.spec)
+    hardware = read_hardware(spec.hardware or problem.catalog.reference.hardware)
+    nonexpert, expert = whole_on_gpu(hardware, problem.spec)
+    helper = assistant.times_on(problem, hardware, None)
     if name is BaselineName.STORED_GPU:
         nonexpert, expert = as_stored(nonexpert, expert, problem.spec)
     prompts, use, n = _some_of(n_in), problem.workload.use, problem.concurrency
     prompt_s = np.array([float(nonexpert.seconds(tokens)) + float(expert.seconds(use * tokens, 1).sum()) for tokens in prompts.tolist()])
+    prompt_s = prompt_s + [assistant.prompt_s(problem, helper, tokens) for tokens in prompts.tolist()]
     step_s, layers = dict[int, float](), range(len(problem.workload.patterns))
     for number in _numbers(n):
         here = replace(problem, concurrency=number)
@@ -165,7 +168,7 @@ def _on_gpu(problem: Problem, name: BaselineName, baseline: Baseline, n_in: Floa
         each_s = expert.seconds(np.arange(here.step_tokens + 1.0), 1)
         rows_s = (float(each_s[here.step_rows(layer)].sum(axis=0).mean()) for layer in layers)
         pass_s = main_function.mean_of_steps(here, lambda rows: float(nonexpert.seconds(rows))) + sum(rows_s)
-        step_s[number] = problem.drafting.passes * pass_s
+        step_s[number] = problem.drafting.passes * (pass_s + assistant.step_s(here, helper))
     per_hour = problem.workload.requests_per_hour or 0.0
     request_s = float(np.interp(n_in, prompts, prompt_s).mean()) + (mean_out + (n > 1)) * step_s[n] / n
     instances = max(1, math.ceil(request_s * per_hour / 3600 - 1e-9))

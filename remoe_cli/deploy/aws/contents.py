@@ -59,7 +59,9 @@ def expected(plan: Plan) -> Contents:
         functions=functions,
         code_bytes=0,
         code_unpacked_bytes=0,
-        main_bytes=plan.model.fetched_nonexpert_bytes + local * plan.model.main_expert_bytes,
+        main_bytes=plan.model.fetched_nonexpert_bytes
+        + local * plan.model.main_expert_bytes
+        + (plan.assistant.bytes if plan.assistant else 0),
     )
 
 

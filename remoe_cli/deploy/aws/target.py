@@ -86,7 +86,7 @@ class AwsTarget:
         with self.console.progress("Checking the plan"):
             plan, profile, catalog = inputs = read_inputs(plan_path)
         agreed_terms(inputs, options.accept_loss, self.console.say)
-        check_model(profile, self.console.progress)
+        check_model(plan, profile, self.console.progress)
         settings = _settings(plan, catalog, name, options, self.console.say)
         settings = replace(settings, rules=options.rules.over(deployment.recorded_rules(account, name)))
         if settings.endpoint is not Endpoint.none and settings.image_uri is None:

@@ -80,7 +80,7 @@ class LocalTarget:
             inputs = read_inputs(plan_path)
         agreed_terms(inputs, options.accept_loss, self.console.say)
         options = replace(options, speculate=options.drafts(inputs[0], self.console.say))
-        check_model(inputs[1], self.console.progress)
+        check_model(*inputs[:2], self.console.progress)
         if not peers.known():
             self.console.say("This system does not tell whose a connection is: other users of this machine can ask the deployment.")
         lifecycle.start(name, lambda folder: self._prepare(folder, name, plan_path, inputs, options), self.console)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from remoe_cli.plan.arrays import Floats
-from remoe_cli.plan.cost import main_function, prices
+from remoe_cli.plan.cost import assistant, main_function, prices
 from remoe_cli.plan.cost.placement import Priced, busy_s, layer_outcomes, total
 from remoe_cli.plan.cost.prompts import cold_wait_s
 from remoe_cli.plan.cost.requests import longest_s
@@ -36,6 +36,7 @@ from remoe_cli.plan.problem.aim import SLACK, Aim, meets
 from remoe_cli.plan.problem.problem import MB, Main, Placement, Problem, local_layers
 from remoe_cli.plan.wording import request_tokens
 from remoe_cli.profile.hardware import Gpu, MainSpeed, as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.profile.latency_record import AssistantTimes
 from remoe_cli.units import size
 
 DIGITS = 12  # to which shares of tokens are rounded before they are compared
@@ -175,7 +176,8 @@ def _cpu(problem: Problem, aim: Aim, local: list[Priced]) -> Baseline | str:
             return known.get(spec.name)
         vcpus, expert = main_function.vcpus(problem, spec), problem.latency_of(spec).local_expert
         slow = hardware.main.saturation_vcpus / main_function.useful_vcpus(problem, spec)
-        return _by_use(problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus))
+        helper = assistant.times_on(problem, hardware, hardware.main.saturation_vcpus, slow)
+        return _by_use(problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus), helper)
 
     holding = _holding(problem, bytes_needed)
     if (best := _cheapest(aim, holding, outcome, read_s(problem))) is None and holding:
@@ -201,9 +203,8 @@ def _cpu_as_stored(problem: Problem, aim: Aim) -> Baseline | str:
     def outcome(spec: MainSpec) -> Outcome | None:
         vcpus = min(spec.vcpus or most, most)
         slow = most / vcpus
-        return _by_use(
-            problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus), as_it_is_stored=True
-        )
+        helper = assistant.times_on(problem, hardware, most, slow)
+        return _by_use(problem, spec, lambda n: float(nonexpert.seconds(n)) * slow, lambda n: expert.seconds(n, vcpus), helper, True)
 
     best = _cheapest(aim, _holding(problem, bytes_needed), outcome, read_s(problem, True), assumed=_STORED)
     return best or f"no main function paid by use holds the quantised model of {size(bytes_needed)} and answers in time"
@@ -228,11 +229,12 @@ def _by_use(
     spec: MainSpec,
     nonexpert_s: Callable[[float], float],
     expert_s: Callable[[Floats | int], Floats],
+    helper: AssistantTimes | None,
     as_it_is_stored: bool = False,
 ) -> Outcome | None:
     """Price one main spec that is paid by use and computes everything."""
     usd_per_s, fixed_usd = prices.main_prices(problem.catalog, spec).usd_per_s, main_function.fixed_usd(problem, Main(spec))
-    return _outcome(problem, nonexpert_s, expert_s, usd_per_s, fixed_usd, by_use=True, as_it_is_stored=as_it_is_stored)
+    return _outcome(problem, nonexpert_s, expert_s, helper, usd_per_s, fixed_usd, by_use=True, as_it_is_stored=as_it_is_stored)
 
 
 def _cheapest(
@@ -289,6 +291,7 @@ def _on_gpu(problem: Problem, aim: Aim, weights: int, cpu_bytes: int, ideal: boo
             here,
             lambda n: float(nonexpert.seconds(n)),  # noqa: B023
             lambda n: expert.seconds(n, 1),  # noqa: B023
+            assistant.times_on(problem, hardware, None),
             usd_per_s,
             0.0,
             by_use=by_use,
@@ -339,6 +342,7 @@ def _outcome(
     problem: Problem,
     nonexpert_s: Callable[[float], float],
     expert_s: Callable[[Floats | int], Floats],
+    helper: AssistantTimes | None,
     usd_per_s: float,
     fixed_usd: float,
     *,
@@ -352,7 +356,7 @@ def _outcome(
     workload, side = problem.workload, problem.catalog.main
 
     def prefill_s(n_in: int) -> float:
-        return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum())
+        return nonexpert_s(n_in) + float(expert_s(workload.use * n_in).sum()) + assistant.prompt_s(problem, helper, n_in)
 
     start_s = read_s(problem, as_it_is_stored) if by_use else 0.0
     cold_s = ttft = workload.cold_share * start_s
@@ -364,7 +368,7 @@ def _outcome(
     else:
         times_s = expert_s(np.arange(problem.step_tokens + 1.0))
         layers = range(len(workload.patterns))
-        step_s = main_function.mean_of_steps(problem, nonexpert_s)
+        step_s = main_function.mean_of_steps(problem, nonexpert_s) + assistant.step_s(problem, helper)
         step_s += sum(float(times_s[problem.step_rows(layer)].sum(axis=0).mean()) for layer in layers)
         tpot = main_function.next_token_s(problem, ttft - cold_s, step_s)
         turn_s = step_s if problem.concurrency > 1 else 0.0
@@ -382,5 +386,5 @@ def _outcome(
 def read_s(problem: Problem, as_it_is_stored: bool = False) -> float:
     """Compute how long a cold start takes that reads the whole model."""
     spec, side = problem.spec, problem.catalog.main
-    read_bytes = spec.stored_bytes if as_it_is_stored else spec.read_bytes
+    read_bytes = (spec.stored_bytes if as_it_is_stored else spec.read_bytes) + assistant.weight_bytes(problem)
     return side.cold_start_s + read_bytes / side.load_bytes_per_s

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.drafting import Depth
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 def frontier(
-    profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None], speculate: Speculate = "off"
+    profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None], speculate: Depth = "off"
 ) -> list[Point]:
     """Plan for TPOT targets between the least TPOT and that of the cheapest plan, under the other targets.
 

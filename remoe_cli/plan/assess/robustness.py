@@ -35,10 +35,11 @@ from remoe_cli.plan.problem.problem import Placement, Problem
 from remoe_cli.plan.problem.workload import Workload, from_profile
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.latency_record import Quantiles
-from remoe_cli.profile.record import Profile
+from remoe_cli.profile.record import WITH_ANSWERS, WITH_ASSISTANT, Profile
 
 STEP = 2.0  # by which circumstances are shifted, up and down
 FLATTER = 0.5  # share of an evenly spread routing that is mixed in
+_BY_PROMPT = ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens", *WITH_ANSWERS, *WITH_ASSISTANT)
 
 
 def slower_calls(problem: Problem, factor: float) -> Problem:
@@ -141,7 +142,7 @@ def _window(workload: Workload, profile: Profile, rows: Bools) -> Workload | Non
     for name, array in profile.arrays.items():
         if name.startswith("trace_"):
             arrays[name] = array[tokens]
-        elif name in ("prefill_counts", "decode_counts", "prompt_tokens", "decode_tokens", "draft_passes") and len(array) == len(rows):
+        elif name in _BY_PROMPT and len(array) == len(rows):
             arrays[name] = array[rows]
     return _for_the_same(workload, from_profile(replace(profile, arrays=arrays), 1, 1))
 

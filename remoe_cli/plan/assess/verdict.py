@@ -33,6 +33,7 @@ from remoe_cli.plan.wording import (
     seconds,
     warm_and_cold,
 )
+from remoe_cli.units import size
 
 MIN_TRACE_TOKENS = 200  # below, a hit probability of 1% rests on fewer than two tokens
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -339,6 +340,11 @@ def _with_drafts(problem: Problem) -> Iterator[str]:
         f"With such drafts the recorded answers would have taken {1 - drafting.passes:.1%} fewer passes, each of "
         f"{drafting.mean_rows:.2f} rows in the mean; the plan assumes the same. The rows of a pass {routed}."
     )
+    if (assistant := problem.loaded_assistant) is not None:
+        yield (
+            f"The assistant takes {size(assistant.bytes)} of the main function's memory. It reads every prompt, and drafts "
+            f"{drafting.drafted:.2f} tokens for a pass in the mean, for each request by itself."
+        )
 
 
 def _gpu_note(problem: Problem, most: int, bound: str) -> str:

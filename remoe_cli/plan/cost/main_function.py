@@ -9,7 +9,8 @@
 - A share of requests is cold: a main function paid by use then starts, and reads what it holds, before it answers, and is billed for it. A
   rented instance is always on, unless it scales to zero: then a share of the requests wakes it, and it costs the time that it is up.
 - Several requests at once (`Problem.concurrency`) share its time, and have each their own KV cache. Its decode steps have a row of each.
-- With drafts (`Problem.drafting`) a request has further rows in a decode step, and an answer has fewer steps than tokens.
+- With drafts (`Problem.drafting`) a request has further rows in a decode step, and an answer has fewer steps than tokens. An assistant
+  that makes them is held beside the model, reads each prompt after it, and drafts before each step (assistant.py).
 
 Source: method.md, sections 3, 4, 11 and 12.
 """
@@ -23,7 +24,7 @@ import numpy as np
 
 from remoe_cli.plan.arrays import Floats
 from remoe_cli.plan.catalog.catalog import ScaleToZero
-from remoe_cli.plan.cost import prices
+from remoe_cli.plan.cost import assistant, prices
 from remoe_cli.plan.cost.prices import MainPrices
 from remoe_cli.plan.document import MainSpec
 from remoe_cli.plan.problem.problem import MB, Main, Problem
@@ -65,7 +66,8 @@ def prefill_rest_s(problem: Problem, spec: MainSpec, n_in: float) -> float:
     """
     latency = problem.latency_of(spec)
     copies_s = 2 * len(problem.spec.moe_layers) * float(latency.copy_s.seconds(n_in))
-    return float(latency.nonexpert_prefill.seconds(n_in)) * nonexpert_factor(problem, spec) + copies_s
+    modules_s = float(latency.nonexpert_prefill.seconds(n_in)) + assistant.prompt_s(problem, latency.assistant, n_in)
+    return modules_s * nonexpert_factor(problem, spec) + copies_s
 
 
 def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
@@ -78,7 +80,7 @@ def decode_rest_s(problem: Problem, spec: MainSpec) -> float:
     step_s = latency.nonexpert_decode_s
     if not problem.is_one_token:
         step_s += mean_of_steps(problem, lambda rows: float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1)))
-    return step_s * nonexpert_factor(problem, spec) + copies_s
+    return (step_s + assistant.step_s(problem, latency.assistant)) * nonexpert_factor(problem, spec) + copies_s
 
 
 def mean_of_steps(problem: Problem, seconds: Callable[[int], float]) -> float:
@@ -139,13 +141,13 @@ def gpu_expert_step_s(problem: Problem, spec: MainSpec) -> float:
 
 
 def base_bytes(problem: Problem) -> int:
-    """Compute M_g: non-expert modules, and KV cache and hidden states of all requests at once.
+    """Compute M_g: non-expert modules, an assistant, and what all requests at once need beside them.
 
-    Each of them may be the one with most tokens.
+    These are KV cache and hidden states. Each request may be the one with most tokens.
 
     Source: method.md, section 4.
     """
-    return problem.spec.nonexpert_bytes + problem.request_bytes * problem.concurrency
+    return problem.spec.nonexpert_bytes + problem.request_bytes * problem.concurrency + assistant.held_bytes(problem)
 
 
 def main_memory_bytes(problem: Problem, spec: MainSpec, cpu_experts: int) -> float:
@@ -188,7 +190,12 @@ def fetch_capacity(problem: Problem, spec: MainSpec) -> float:
     """
     if (zero := _zero(problem, spec)) is None:
         return math.inf
-    return (zero.storage_mb * MB - problem.spec.read_nonexpert_bytes) // problem.spec.read_expert_bytes
+    return (zero.storage_mb * MB - rest_read_bytes(problem)) // problem.spec.read_expert_bytes
+
+
+def rest_read_bytes(problem: Problem) -> int:
+    """Count what a main function that starts reads besides experts."""
+    return problem.spec.read_nonexpert_bytes + assistant.weight_bytes(problem)
 
 
 def _zero(problem: Problem, spec: MainSpec) -> ScaleToZero | None:
@@ -354,7 +361,7 @@ def start_s(problem: Problem, spec: MainSpec, local_experts: int) -> float:
         return 0.0
     zero, model = _zero(problem, spec), problem.spec
     begin_s = problem.catalog.main.cold_start_s if zero is None else zero.wake_s
-    read_bytes = model.read_nonexpert_bytes + local_experts * model.read_expert_bytes
+    read_bytes = rest_read_bytes(problem) + local_experts * model.read_expert_bytes
     return begin_s + read_bytes / load_bytes_per_s(problem, spec)
 
 

@@ -14,6 +14,7 @@ from remoe_cli.plan.document import MainKind, Plan, PredictedRouting
 from remoe_cli.plan.explain.alternatives import BASELINE_TITLES
 from remoe_cli.plan.explain.rows import Rows, scenario_rows
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.drafting import depth_of
 from remoe_cli.plan.problem.problem import GB_MB, MB, Main, Placement, Problem
 from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.solve.candidates import candidate_sets
@@ -37,7 +38,7 @@ SECTIONS = {
 
 def explanation(plan: Plan, profile: Profile, catalog: Catalog, request: PlanRequest) -> dict[str, Rows]:
     """Explain a plan in rows of (name, text), by section; SECTIONS has the titles."""
-    whole = make_problem(profile.in_form(plan.model.packed), catalog, request).with_drafts(plan.speculate)
+    whole = make_problem(profile.in_form(plan.model.packed), catalog, request).with_drafts(depth_of(plan))
     problem = next(part for part in whole.parts if plan.main in part.menu)
     return {
         "inputs": tuple(input_rows(plan, profile, catalog)),

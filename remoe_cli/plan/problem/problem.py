@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from remoe_cli.model.draft import Speculate
-from remoe_cli.model.spec import MoeSpec
+from remoe_cli.model.spec import AssistantSpec, MoeSpec
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import LayerPlan, MainSpec, TtftAt
 from remoe_cli.plan.problem.batches import Rows
-from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Assisted, Depth, Drafting
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.profile.latency_record import Latency
 
@@ -31,8 +30,9 @@ class Problem:
     ttft_at       the request whose TTFT is held against the target; None: the mean is
     invocations   per-layer: one call for all experts that a token hits in a function; per-expert: one call after another for each
     concurrency   requests that each instance of the main function serves at once, as far as the platform lets it (`at_main`)
-    speculate     how many draft tokens a decode pass may have
+    speculate     how many draft tokens a decode pass may have, and who makes them
     depths        what the planner may choose for that; empty where it is given
+    assistant     sizes of the model that may make them; None where there is none
 
     Source: per-expert calls are equation 5 of method.md, section 3.
     """
@@ -46,10 +46,11 @@ class Problem:
     gpu_experts: bool = True
     ttft_at: TtftAt | None = None
     concurrency: int = 1
-    speculate: Speculate = "off"
-    depths: tuple[Speculate, ...] = ()
+    speculate: Depth = "off"
+    depths: tuple[Depth, ...] = ()
+    assistant: AssistantSpec | None = None
 
-    def with_drafts(self, speculate: Speculate) -> Problem:
+    def with_drafts(self, speculate: Depth) -> Problem:
         """Look at the problem with drafts of one length."""
         return replace(self, speculate=speculate, depths=())
 
@@ -57,6 +58,11 @@ class Problem:
     def drafting(self) -> Drafting:
         """What drafts make of decode."""
         return NO_DRAFTS if self.speculate == "off" else self.workload.drafts[self.speculate]
+
+    @property
+    def loaded_assistant(self) -> AssistantSpec | None:
+        """The assistant that the main function holds; None where it makes no drafts."""
+        return self.assistant if isinstance(self.speculate, Assisted) else None
 
     @property
     def is_one_token(self) -> bool:

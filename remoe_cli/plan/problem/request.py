@@ -11,6 +11,7 @@ from remoe_cli.model.spec import ONE_AT_A_TIME
 from remoe_cli.plan.catalog.catalog import Catalog, read_catalog
 from remoe_cli.plan.document import Method, Plan, PredictedRouting, Source, TtftAt, Waking, read_plan
 from remoe_cli.plan.problem.aim import Aim
+from remoe_cli.plan.problem.drafting import depth_of, length_of
 from remoe_cli.plan.problem.problem import Invocations, Problem
 from remoe_cli.plan.problem.sizes import sizes_of
 from remoe_cli.plan.problem.traffic import Traffic
@@ -37,7 +38,8 @@ class PlanRequest:
     time_limit_s        seconds after which the exact solver stops with the best plan that it has
     examine             also price scenarios and break-evens
     concurrency         requests that each instance of the main function serves at once
-    speculate           draft tokens that a decode pass may have; auto lets the planner choose
+    speculate           draft tokens that a decode pass may have; auto lets the planner choose. It also chooses whether the profile's
+                        assistant makes them
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -75,9 +77,10 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     implied = workload.traffic.cold_share(catalog.function.idle_ttl_s)
     cold = implied if request.cold_share is None else request.cold_share
     latency, spec = profile.record.latency, profile.record.spec
+    assistant = profile.record.assistant.spec if profile.record.assistant else None
     measured_on_cpus = latency.source == "measured" and latency.gpu_expert is None and not latency.copy_s.fixed_s
     described = {
-        main.name: latency_from(main.hardware, spec, main.vcpus)
+        main.name: latency_from(main.hardware, spec, main.vcpus, assistant)
         for main in catalog.main.menu
         if main.hardware and not (measured_on_cpus and main.gpu_memory_mb is None)
     }
@@ -88,11 +91,23 @@ def make_problem(profile: Profile, catalog: Catalog, request: PlanRequest) -> Pr
     at = _ttft_at(workload, request.aim.ttft_percentile)
     if at is not None:
         workload = replace(workload, also_priced=(at.n_in,))
-    problem = Problem(spec, latency, catalog, workload, described, request.invocations, request.gpu_experts, at, request.concurrency)
+    problem = Problem(
+        spec,
+        latency,
+        catalog,
+        workload,
+        described,
+        request.invocations,
+        request.gpu_experts,
+        at,
+        request.concurrency,
+        assistant=assistant,
+    )
     if request.speculate == "off":
         return problem
     _refuse_drafts(profile, request, workload)
-    return replace(problem, depths=("off", *workload.drafts)) if request.speculate == "auto" else problem.with_drafts(request.speculate)
+    depths = tuple(depth for depth in ("off", *workload.drafts) if request.speculate in ("auto", length_of(depth)))
+    return replace(problem, depths=depths) if len(depths) > 1 else problem.with_drafts(request.speculate)
 
 
 def _refuse_drafts(profile: Profile, request: PlanRequest, workload: Workload) -> None:
@@ -166,9 +181,9 @@ def problem_of(plan: Plan, profile: Profile, catalog: Catalog) -> Problem:
     """Pose the problem that a plan solves, of its profile and catalog, in the plan's form of experts."""
     profile = profile.in_form(plan.model.packed)
     problem = make_problem(profile, catalog, replace(request_of(plan), aim=Aim(), speculate="off"))
-    if plan.speculate != "off" and plan.speculate not in problem.workload.drafts:
+    if (depth := depth_of(plan)) != "off" and depth not in problem.workload.drafts:
         raise ArtifactError(f"The profile {profile.path} does not know the drafts that the plan was made with.", "Plan again.")
-    return problem.with_drafts(plan.speculate)
+    return problem.with_drafts(depth)
 
 
 def request_of(plan: Plan) -> PlanRequest:

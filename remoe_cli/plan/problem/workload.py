@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.errors import ArtifactError, InfeasibleError, UsageError
-from remoe_cli.model.draft import Speculate
 from remoe_cli.plan.arrays import Floats, Ints
 from remoe_cli.plan.document import Lengths, PredictedRouting, Waking
 from remoe_cli.plan.problem.batches import Consecutive, Rows, drafted_rows, drawn_rows
-from remoe_cli.plan.problem.drafting import NO_DRAFTS, Drafting, drafting_of
+from remoe_cli.plan.problem.drafting import NO_DRAFTS, Depth, Drafting, drafting_of
 from remoe_cli.plan.problem.hits import HitCounter, Pattern
 from remoe_cli.plan.problem.sizes import Size
 from remoe_cli.plan.problem.traffic import Traffic, one_length
@@ -56,7 +55,7 @@ class Workload:
     also_held: tuple[Size, ...] = ()
     also_priced: tuple[int, ...] = ()
     waking: Waking | None = None
-    drafts: Mapping[Speculate, Drafting] = field(default_factory=dict)
+    drafts: Mapping[Depth, Drafting] = field(default_factory=dict)
     consecutive: Consecutive | None = None
 
     def resized(self, n_in: int, n_out: int) -> Workload:

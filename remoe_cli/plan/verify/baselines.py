@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remoe_cli.plan.document import GPU_BY_USE, Baseline, BaselineName, LayerPlan, MainSpec, Outcome, Plan, ScenarioKind
+from remoe_cli.plan.verify import assistant
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
     accelerated,
@@ -37,6 +38,7 @@ from remoe_cli.plan.verify.inputs import VerifierInputs, as_profiled, evenly
 from remoe_cli.plan.verify.steps import at_once, drawn, is_drawn, mean_of_steps, most_tokens
 from remoe_cli.plan.verify.waking import holds, start_of
 from remoe_cli.profile.hardware import as_stored, read_hardware, whole_on_cpu, whole_on_gpu
+from remoe_cli.profile.latency_record import AssistantTimes
 
 MB, GB = 2**20, 2**30
 DIGITS = 12  # to which shares of tokens are compared: sums in another order differ in the last ones
@@ -246,6 +248,7 @@ def _on_cpu(inputs: VerifierInputs, local: list[Way]) -> Iterator[Way]:
             main,
             lambda n, slower=slower: nonexpert.seconds(n) * slower,  # type: ignore[misc]
             lambda n, latency=latency, vcpus=vcpus: latency.local_expert.seconds(n, vcpus),  # type: ignore[misc]
+            assistant.times_on(inputs, hardware, hardware.main.saturation_vcpus, slower),
             by_use=True,
         )
         if found is None:
@@ -275,6 +278,7 @@ def _quantised_on_cpu(inputs: VerifierInputs, weights: float) -> Iterator[Way]:
             main,
             lambda n, vcpus=vcpus: nonexpert.seconds(n) * (most / vcpus),  # type: ignore[misc]
             lambda n, vcpus=vcpus: expert.seconds(n, vcpus),  # type: ignore[misc]
+            assistant.times_on(inputs, hardware, most, most / vcpus),
             by_use=True,
             quantised=True,
         )
@@ -308,6 +312,7 @@ def _on_gpu(inputs: VerifierInputs, weights: float, cpu_bytes: float, *, quantis
             main,
             nonexpert.seconds,
             lambda n, expert=expert: expert.seconds(n, 1),  # type: ignore[misc]
+            assistant.times_on(inputs, hardware, None),
             by_use=main in by_use,
             quantised=quantised,
         )
@@ -327,7 +332,14 @@ def _on_gpu(inputs: VerifierInputs, weights: float, cpu_bytes: float, *, quantis
 
 
 def _whole(
-    inputs: VerifierInputs, main: MainSpec, nonexpert_s: Seconds, expert_s: Seconds, *, by_use: bool, quantised: bool = False
+    inputs: VerifierInputs,
+    main: MainSpec,
+    nonexpert_s: Seconds,
+    expert_s: Seconds,
+    helper: AssistantTimes | None,
+    *,
+    by_use: bool,
+    quantised: bool = False,
 ) -> Outcome | None:
     """Compute TTFT and TPOT of one device that computes everything, one expert after another.
 
@@ -336,7 +348,7 @@ def _whole(
     uses, one = np.array([layer.use for layer in inputs.layers]), np.ones(1)
 
     def prefill_s(n_in: int) -> float:
-        return float(nonexpert_s(one * n_in).sum() + expert_s(uses * n_in).sum())
+        return float(nonexpert_s(one * n_in).sum() + expert_s(uses * n_in).sum()) + assistant.prompt_s(inputs, helper, n_in)
 
     ttft = sum(kind.share * prefill_s(kind.n_in) for kind in inputs.kinds)
     tpot = float(nonexpert_s(one).sum() + sum(layer.experts_per_token for layer in inputs.layers) * expert_s(one).sum())
@@ -346,7 +358,7 @@ def _whole(
         each_s = expert_s(np.arange(most_tokens(inputs, main) + 1.0))
         steps = (drawn(inputs, index, layer, served) for index, layer in enumerate(inputs.layers))
         step = mean_of_steps(inputs, main, lambda rows: float(nonexpert_s(one * rows).sum()))
-        step += sum(float(each_s[rows].sum()) / len(rows) for rows in steps)
+        step += sum(float(each_s[rows].sum()) / len(rows) for rows in steps) + assistant.step_s(inputs, helper, served)
         tpot = inputs.passes[0] * step + (served - 1) * ttft / max(1.0, inputs.n_out)
         turn = step if served > 1 else 0.0
         ttft += turn
@@ -367,4 +379,4 @@ def _read_s(inputs: VerifierInputs, quantised: bool = False) -> float:
     weights = spec.nonexpert_bytes + spec.routed_bytes
     if spec.stored is not None and (quantised or spec.stored.served):
         weights = spec.stored.nonexpert_bytes + spec.stored.expert_bytes * spec.experts
-    return side.cold_start_s + weights / side.load_bytes_per_s
+    return side.cold_start_s + (weights + assistant.weight_bytes(inputs)) / side.load_bytes_per_s

@@ -18,6 +18,7 @@ from remoe_cli.plan.document import (
     Basis,
     Outcome,
     Plan,
+    PlannedAssistant,
     PlannedModel,
     PredictedRouting,
     ScenarioKind,
@@ -97,9 +98,13 @@ def _structure(plan: Plan, profile: Profile, catalog: Catalog) -> Iterator[Findi
         yield from _mixture(workload.routing, profile)
     chosen = (plan.speculate,) if workload.speculate == "auto" else (workload.speculate,)
     yield from require(plan.speculate in chosen, "speculate", plan.speculate, workload.speculate)
+    drafting = profile.record.assistant
+    known = drafting and PlannedAssistant(name=drafting.path, revision=drafting.revision, bytes=drafting.spec.bytes)
+    sound = plan.assistant is None or (plan.assistant == known and plan.speculate != "off")
+    yield from require(sound, "assistant", plan.assistant, known)
     passes = profile.arrays.get("draft_passes")
-    known = passes is not None and bool(passes.any()) and (plan.speculate in ("auto", "off") or plan.speculate < passes.shape[1])
-    yield from require(plan.speculate == "off" or bool(known), "speculate", plan.speculate, "no such drafts in the profile")
+    measured = passes is not None and bool(passes.any()) and (plan.speculate in ("auto", "off") or plan.speculate < passes.shape[1])
+    yield from require(plan.speculate == "off" or bool(measured), "speculate", plan.speculate, "no such drafts in the profile")
     yield from placement(plan, profile, catalog)
 
 

@@ -10,8 +10,8 @@ Source: method.md, sections 3, 4, 11 and 12.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import Costs, LayerPlan, MainSpec, Outcome
-from remoe_cli.plan.verify.inputs import Hits, Layer, VerifierInputs
+from remoe_cli.plan.verify import assistant
+from remoe_cli.plan.verify.hits import hit_shares
+from remoe_cli.plan.verify.inputs import Layer, VerifierInputs
 from remoe_cli.plan.verify.steps import at_once, drawn, is_drawn, mean_of_steps, most_tokens, several
 from remoe_cli.plan.verify.waking import hours_usd, start_of
 from remoe_cli.profile.hardware import latency_from
@@ -40,7 +42,8 @@ def latency_of(inputs: VerifierInputs, main: MainSpec) -> Latency:
     on_cpus_alike = own.source == "measured" and main.gpu_memory_mb is None and own.gpu_expert is None and own.copy_s.fixed_s == 0
     if main.hardware is None or on_cpus_alike:
         return own
-    return latency_from(main.hardware, inputs.profile.record.spec, main.vcpus)
+    record = inputs.profile.record
+    return latency_from(main.hardware, record.spec, main.vcpus, record.assistant.spec if record.assistant else None)
 
 
 def vcpus_of(latency: Latency, main: MainSpec) -> tuple[float, float]:
@@ -101,7 +104,8 @@ def request_bytes(inputs: VerifierInputs, main: MainSpec) -> int:
     tokens = max(n_in + n_out for n_in, n_out in inputs.longest)
     kv = sum(layer.bytes_per_token * (tokens if layer.window is None else min(tokens, layer.window)) for layer in spec.kv_layers)
     kv += sum(int(layer.compressed_bytes_per_token * tokens) for layer in spec.kv_layers)
-    return spec.nonexpert_bytes + at_once(inputs.catalog, inputs.plan.workload, main) * (kv + tokens * spec.hidden_state_bytes)
+    each = kv + tokens * spec.hidden_state_bytes + assistant.cache_bytes(inputs, tokens)
+    return spec.nonexpert_bytes + assistant.weight_bytes(inputs) + at_once(inputs.catalog, inputs.plan.workload, main) * each
 
 
 def main_bytes(inputs: VerifierInputs, main: MainSpec, cpu_experts: int) -> float:
@@ -128,17 +132,12 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     """Compute the same, and the main function's and each layer's part of the cost."""
     latency = latency_of(inputs, main)
     workload = inputs.plan.workload
-    vcpus, useful = vcpus_of(latency, main)
-    beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
-    copies, served = 2 * len(layers), at_once(inputs.catalog, workload, main)
-    ttft = sum(
-        kind.share * (float(latency.nonexpert_prefill.seconds(kind.n_in)) * beside + copies * float(latency.copy_s.seconds(kind.n_in)))
-        for kind in inputs.kinds
-    )
+    vcpus, served = vcpus_of(latency, main)[0], at_once(inputs.catalog, workload, main)
     step, cold = rest_step_s(inputs, main), 0.0
     start, layers_usd, at = start_of(inputs.catalog, workload, main), [], inputs.plan.targets.ttft_at
     deciding = [] if at is None else [at.n_in]  # the prompt whose TTFT the target is held against, beside those of the kinds
-    decided = sum(float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in deciding)
+    rest_s = rest_prompts_s(inputs, main, (*deciding, *(kind.n_in for kind in inputs.kinds)))
+    ttft, decided = sum(kind.share * rest_s[kind.n_in] for kind in inputs.kinds), sum(rest_s[n] for n in deciding)
     local_step_s, gpu_step_s = float(latency.local_expert.seconds(1, vcpus)), float(gpu_seconds(latency, np.ones(1)))
     for index, (layer, routed) in enumerate(zip(layers, inputs.layers, strict=True)):
         remote, gpu, usd = set(layer.remote), set(layer.gpu), 0.0
@@ -182,17 +181,32 @@ def outcome_and_costs(inputs: VerifierInputs, main: MainSpec, instances: int, la
     return Outcome(cost_usd_per_request=usd, ttft_s=ttft, tpot_s=tpot, ttft_percentile_s=percentile_s), costs
 
 
+def rest_prompts_s(inputs: VerifierInputs, main: MainSpec, prompts: Iterable[int]) -> dict[int, float]:
+    """Compute prefill of prompts without experts."""
+    latency, copies = latency_of(inputs, main), 2 * len(inputs.profile.record.spec.moe_layers)
+    slower, of_assistant = slower_than_most(inputs, main, latency), partial(assistant.prompt_s, inputs, latency.assistant)
+    return {
+        n: (float(latency.nonexpert_prefill.seconds(n)) + of_assistant(n)) * slower + copies * float(latency.copy_s.seconds(n))
+        for n in prompts
+    }
+
+
+def slower_than_most(inputs: VerifierInputs, main: MainSpec, latency: Latency) -> float:
+    """Compute how many times as long modules on CPUs take as with the most vCPUs that help; 1 on a GPU."""
+    vcpus, useful = vcpus_of(latency, main)
+    return 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
+
+
 def rest_step_s(inputs: VerifierInputs, main: MainSpec) -> float:
     """Compute a decode step without experts.
 
     Each further row takes what a further token of a prompt takes.
     """
-    latency = latency_of(inputs, main)
-    vcpus, useful = vcpus_of(latency, main)
-    beside = 1.0 if accelerated(inputs, main) else useful / min(vcpus, useful)
+    latency, served = latency_of(inputs, main), at_once(inputs.catalog, inputs.plan.workload, main)
     more_s = mean_of_steps(inputs, main, lambda rows: float(latency.nonexpert_prefill.seconds(rows) - latency.nonexpert_prefill.seconds(1)))
     copies_s = mean_of_steps(inputs, main, lambda rows: float(latency.copy_s.seconds(rows)))
-    return (latency.nonexpert_decode_s + more_s) * beside + 2 * len(inputs.profile.record.spec.moe_layers) * copies_s
+    own_s = latency.nonexpert_decode_s + more_s + assistant.step_s(inputs, latency.assistant, served)
+    return own_s * slower_than_most(inputs, main, latency) + 2 * len(inputs.profile.record.spec.moe_layers) * copies_s
 
 
 def turn_s(inputs: VerifierInputs) -> float:
@@ -271,10 +285,10 @@ def prompt_rows(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, n_in: i
 
 
 def read_bytes(inputs: VerifierInputs) -> tuple[int, int]:
-    """Return what is read of everything but routed experts, and of one of these, as it is stored."""
+    """Return what is read of all but routed experts, with an assistant, and of one expert, as stored."""
     spec = inputs.profile.record.spec
     read = spec.stored if spec.stored is not None and spec.stored.served else spec
-    return read.nonexpert_bytes, read.expert_bytes
+    return read.nonexpert_bytes + assistant.weight_bytes(inputs), read.expert_bytes
 
 
 def fetched_bytes(inputs: VerifierInputs) -> int:
@@ -337,36 +351,6 @@ def decode(inputs: VerifierInputs, layer: LayerPlan, routed: Layer, local_step_s
         seconds += share * max([local * local_step_s, gpu * gpu_step_s, *waits])
         usd += share * sum(costs)
     return seconds, usd
-
-
-def hit_shares(inputs: VerifierInputs, layer: LayerPlan, routed: Layer) -> Hits:
-    """Compute the share of tokens that hit so many experts of each place: CPU, GPU, each function."""
-    key = (layer.layer, layer.parts, layer.gpu)
-    if key not in inputs.hits:
-        inputs.hits[key] = count_hits(layer, routed.choices)
-    populations = [(1 - inputs.even_share, inputs.hits[key])]
-    if inputs.even_share:
-        experts, k = len(routed.use), inputs.profile.record.spec.top_k
-        even = [tuple((first + step) % experts for step in range(k)) for first in range(experts)]
-        populations.append((inputs.even_share, count_hits(layer, dict.fromkeys(even, 1))))
-    shares: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
-    for share, seen in populations:
-        total = sum(seen.values())
-        for hits, tokens in seen.items():
-            shares[hits] += share * tokens / total
-    return shares
-
-
-def count_hits(layer: LayerPlan, choices: Mapping[tuple[int, ...], float]) -> Hits:
-    """Count the tokens of each such kind."""
-    placed = dict.fromkeys(layer.gpu, -1) | {expert: part for part, experts in enumerate(layer.parts) for expert in experts}
-    where, alike = defaultdict(lambda: -2, placed), defaultdict[tuple[int, ...], float](float)
-    for choice, tokens in choices.items():
-        alike[tuple(sorted(map(where.__getitem__, choice)))] += tokens
-    seen: defaultdict[tuple[int, int, tuple[int, ...]], float] = defaultdict(float)
-    for counts, tokens in ((Counter(places), tokens) for places, tokens in alike.items()):
-        seen[counts.pop(-2, 0), counts.pop(-1, 0), tuple(sorted(counts.values()))] += tokens
-    return seen
 
 
 def start_s(inputs: VerifierInputs, layer: LayerPlan) -> float:

@@ -44,6 +44,7 @@ class VerifierInputs:
 
     tokens                      recorded ones that `layers` rest on
     passes                      decode passes of an answer with the plan's drafts
+    assisted                    tokens that the plan's assistant drafts for a pass, and reads beside these
     order                       rows of the trace in their order, with the weight of each, if they follow each other in answers
     hits, steps                 keep what was counted for a layer and where its experts are, and steps of several tokens that were drawn
     call_factor, price_factor   factors on the warm overhead of an invocation, and on what expert functions cost
@@ -56,6 +57,7 @@ class VerifierInputs:
     layers: list[Layer]
     tokens: int
     passes: Passes = ONE_BY_ONE
+    assisted: tuple[float, float] = (0.0, 0.0)
     order: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
     hits: dict[Placed, Hits] = field(default_factory=dict)
     steps: dict[tuple[int, int], npt.NDArray[np.int64]] = field(default_factory=dict)
@@ -93,7 +95,8 @@ def verifier_inputs(plan: Plan, profile: Profile, catalog: Catalog) -> VerifierI
     """Gather what is needed to price a plan's requests."""
     routing = plan.workload.routing
     layers, tokens = pooled(profile) if routing is None else mixed(profile, routing)
-    return VerifierInputs(plan, profile, catalog, layers, tokens, passes_of(plan, profile, routing), order_of(profile, routing))
+    passes, assisted, order = passes_of(plan, profile, routing), assisted_of(plan, profile, routing), order_of(profile, routing)
+    return VerifierInputs(plan, profile, catalog, layers, tokens, passes, assisted, order)
 
 
 def share_of(routing: PredictedRouting | None) -> dict[int, float] | None:
@@ -117,12 +120,25 @@ def passes_of(plan: Plan, profile: Profile, routing: PredictedRouting | None) ->
     for prompt, tokens in enumerate(profile.arrays["decode_tokens"].tolist()):
         part = 1.0 if shares is None else shares.get(prompt, 0.0) / max(tokens, 1)
         total += part * tokens
-        counted = profile.arrays["draft_passes"][prompt, 0 if plan.speculate == "auto" else plan.speculate]
+        kind = "draft_passes" if plan.assistant is None else "assisted_passes"
+        counted = profile.arrays[kind][prompt, 0 if plan.speculate == "auto" else plan.speculate]
         for place in counted.nonzero()[0].tolist():
             by_rows[place] += part * int(counted[place])
     every = sum(by_rows.values())
     most = max(place for place, passes in by_rows.items() if passes)
     return every / total, tuple(by_rows[place] / every for place in range(most + 1))
+
+
+def assisted_of(plan: Plan, profile: Profile, routing: PredictedRouting | None) -> tuple[float, float]:
+    """Count what the plan's assistant drafts for a pass, and reads beside that, in the mean."""
+    if plan.assistant is None or plan.speculate == "off":
+        return 0.0, 0.0
+    row, shares, sums = 0 if plan.speculate == "auto" else plan.speculate, share_of(routing), [0.0, 0.0, 0.0]
+    for prompt, tokens in enumerate(profile.arrays["decode_tokens"].tolist()):
+        part = 1.0 if shares is None else shares.get(prompt, 0.0) / max(tokens, 1)
+        each = [*profile.arrays["assistant_tokens"][prompt, row].tolist(), int(profile.arrays["assisted_passes"][prompt, row].sum())]
+        sums = [total + part * one for total, one in zip(sums, each, strict=True)]
+    return sums[0] / sums[2], sums[1] / sums[2]
 
 
 def order_of(profile: Profile, routing: PredictedRouting | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
@@ -177,8 +193,8 @@ def mixed(profile: Profile, routing: PredictedRouting) -> tuple[list[Layer], int
 def as_profiled(inputs: VerifierInputs) -> VerifierInputs:
     """Route requests as all of the profile's prompts together."""
     profile = inputs.profile
-    layers, passes = pooled(profile)[0], passes_of(inputs.plan, profile, None)
-    return replace(inputs, layers=layers, passes=passes, order=order_of(profile, None), hits={}, steps={})
+    layers, passes, assisted = pooled(profile)[0], passes_of(inputs.plan, profile, None), assisted_of(inputs.plan, profile, None)
+    return replace(inputs, layers=layers, passes=passes, assisted=assisted, order=order_of(profile, None), hits={}, steps={})
 
 
 def evenly(inputs: VerifierInputs, share: float) -> VerifierInputs:

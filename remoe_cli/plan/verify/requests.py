@@ -19,7 +19,6 @@ from remoe_cli.lambda_limits import MAX_TIMEOUT_S
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.plan.verify.cost import (
     TOLERANCE,
-    accelerated,
     call,
     cold_wait_s,
     function_vcpus,
@@ -27,6 +26,7 @@ from remoe_cli.plan.verify.cost import (
     gpu_seconds,
     latency_of,
     prompt_rows,
+    rest_prompts_s,
     start_s,
     turn_s,
     vcpus_of,
@@ -57,10 +57,8 @@ class Times:
 def times(inputs: VerifierInputs, prompts: Sequence[int]) -> Times:
     """Work out TTFT of each prompt, and what it breaks in the functions."""
     plan, broken = inputs.plan, list[Limit]()
-    latency, copies = latency_of(inputs, plan.main), 2 * len(plan.layers)
-    vcpus, useful = vcpus_of(latency, plan.main)
-    beside = 1.0 if accelerated(inputs, plan.main) else useful / min(vcpus, useful)
-    warm_s = {n: float(latency.nonexpert_prefill.seconds(n)) * beside + copies * float(latency.copy_s.seconds(n)) for n in prompts}
+    latency = latency_of(inputs, plan.main)
+    vcpus, warm_s = vcpus_of(latency, plan.main)[0], rest_prompts_s(inputs, plan.main, prompts)
     wire_bytes, most = inputs.profile.record.spec.hidden_state_bytes * inputs.catalog.function.wire_expansion, inputs.catalog.function
     for index, layer in enumerate(plan.layers):
         routed, elsewhere = inputs.layers[index], {*layer.remote, *layer.gpu}
