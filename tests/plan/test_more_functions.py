@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from remoe_cli.plan.catalog.catalog import Catalog
+from remoe_cli.plan.choose import solve_or_diagnose
 from remoe_cli.plan.cost.placement import evaluate, layer_outcomes
 from remoe_cli.plan.document import LayerPlan, Plan
 from remoe_cli.plan.problem.aim import Aim
@@ -24,6 +25,8 @@ from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.record import Profile
 from remoe_cli.runtime.expected_cost import cost_model
 from remoe_cli.simulate.service import of_placement
+from tests.plan.test_exact import held_against
+from tests.support.brute_force import Brute
 from tests.support.synthetic import plan_of, problem_of, synthetic_profile, tiny_catalog
 
 # A main function that holds few experts, and functions each of which holds all experts of a layer.
@@ -97,6 +100,20 @@ def test_more_columns_never_make_a_plan_worse(seed: int, tmp_path: Path) -> None
         assert few is not None and any_number is not None
         assert any_number.value <= few.value * (1 + 2e-6)
         assert any_number.lower_bound <= any_number.value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_plan_by_brute_force_is_better(seed: int, tmp_path: Path) -> None:
+    """Where the fastest plan has more functions than memory needs, against every plan with every number of functions."""
+    shape: dict[str, Any] = {"experts": 4, "top_k": 3, "prompts": 6, "decode_tokens": 4, "remote_expert": (4e-3, 2e-4)}
+    profile = synthetic_profile(tmp_path, seed=seed, **shape)
+    menu = [{"name": f"m{mb}", "memory_mb": mb, "vcpus": 1.0} for mb in (720, 760)]
+    catalog = tiny_catalog({"menu": menu}, memory_menu_mb=[512, 1024], max_functions=3)
+    problem = problem_of(profile, catalog)
+    brute = Brute(profile, catalog, [(1.0, round(problem.workload.n_in), round(problem.workload.n_out))])
+    held_against(brute, problem)
+    found = solve_or_diagnose(problem, candidate_sets(problem), Aim("tpot"), 60.0, None)  # as plans are made, with nothing to start from
+    assert divided(problem, found.layers) and found.value <= brute.all()[:, 2].min() * (1 + 1e-3)
 
 
 def test_the_scan_and_exchanges_of_experts_divide_too(profile: Profile) -> None:
