@@ -26,6 +26,9 @@ from remoe_cli.plan.problem.drafting import Drafting, drafting_of
 from remoe_cli.plan.problem.problem import Placement
 from remoe_cli.plan.problem.request import make_problem, problem_of, request_of
 from remoe_cli.plan.problem.workload import from_profile
+from remoe_cli.plan.solve import columns
+from remoe_cli.plan.solve.candidates import candidate_sets
+from remoe_cli.plan.solve.variants import StepTable
 from remoe_cli.plan.verify import steps
 from remoe_cli.plan.verify.check import verify
 from remoe_cli.profile.acceptance import MEASURED, MOST_ROWS
@@ -89,6 +92,23 @@ def test_exact_is_brute_force(seed: int, requests: int, tmp_path: Path, monkeypa
         drafted=24,
     )
     held_against(brute, problem)
+
+
+def test_tables_of_one_solve_share_their_memory_and_say_the_same_with_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "DRAFTED_STEPS", 24)
+    problem = instance(2, tmp_path)[1]  # with divided layers, so with several tables
+    problem = replace(problem, speculate=3, workload=replace(problem.workload, drafts={3: Drafting(0.6, (0.5, 0.5))}))
+    found, kept_bytes = [], []
+    for room_bytes in (0, 20_000, 2**30):
+        monkeypatch.setattr(columns, "KEPT_BYTES", room_bytes)
+        made = columns.build_columns(problem, candidate_sets(problem))
+        found.append([made.decode_s(problem, [spec]).tolist() for spec in problem.menu])
+        tables = [table for table in made.decode_tables if isinstance(table, StepTable)]
+        arrays = [array for table in tables for array in table._waits.values()]
+        arrays += [array for table in tables for loads in table._loads.values() for load in loads for array in (load.rows, load.hits)]
+        kept_bytes.append(sum(array.nbytes for array in arrays))
+    assert found[0] == found[1] == found[2]
+    assert kept_bytes[0] == 0 < kept_bytes[1] <= 20_000 < kept_bytes[2]
 
 
 def test_drawn_steps_are_recorded_tokens_that_follow_each_other(profile: Profile) -> None:

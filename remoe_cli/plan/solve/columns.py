@@ -31,7 +31,7 @@ from remoe_cli.plan.problem.hits import owner_of, owners, positions
 from remoe_cli.plan.problem.problem import MB, Problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.plan.solve.candidates import ON_CPU, ON_GPU, REMOTE, Sets
-from remoe_cli.plan.solve.variants import DecodeTable, Small, StepTable, hits_of, kept, spread_out, variants_of
+from remoe_cli.plan.solve.variants import KEPT_BYTES, DecodeTable, Small, StepTable, hits_of, kept, spread_out, variants_of
 
 _KEPT = 4  # so many times are kept of what `decode_s` works out for a range of main functions
 _AT_ONCE = 2**19  # figures in one table of sets, speeds and invocations: larger tables take more memory and as much time
@@ -196,10 +196,12 @@ def build_columns(
     parts, more = spread_out(problem, variants, [_nothing_remote(workload, empty)], empty, nowhere, None, 0)
     tables += more
     taken = len(empty) + sum(_places(table) for table in more)
+    room_bytes, several = KEPT_BYTES, None
     for divided in _divided(problem, menu, members, set_layer, range(1, side.max_functions + 1) if functions is None else functions):
         at, number, memory_mb = divided.at, divided.functions, divided.memory_mb
         if not problem.is_one_token:
-            keeps = kept(len(members), len(divided.speeds_mb), number, problem.step_rows(0).shape[1])
+            keeps, used_bytes = kept(room_bytes, len(at), len(divided.speeds_mb), number, problem.step_rows(0).shape[1])
+            room_bytes -= used_bytes
             several = StepTable(problem, divided.layer, divided.owner, divided.speeds_mb, keeps)
             tables.append(several)
             billed_s, calls = several.billed()
@@ -225,7 +227,7 @@ def build_columns(
             bill_usd = usd + workload.n_out * problem.drafting.passes * decode_usd
             figures = {"bill_usd": bill_usd[s, v], "start_s": start_s[s], "zt_s": zt_s[:, s, v]}
             priced.append(figures | {name: array.astype(np.int32) for name, array in small.items()})
-        copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken)
+        copied, more = spread_out(problem, variants, priced, at, divided.owner, divided.speeds_mb, taken, several)
         parts, tables = [*parts, *copied], [*tables, *more]
         taken += memory_mb.size + sum(_places(table) for table in more)
     order = np.lexsort([np.concatenate([part[name] for part in parts]) for name in ("replicas", "functions", "memory_mb", "at_set")])

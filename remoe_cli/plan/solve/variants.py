@@ -24,7 +24,7 @@ from remoe_cli.plan.problem import hits
 from remoe_cli.plan.problem.problem import Problem
 from remoe_cli.plan.solve.candidates import ON_GPU, REMOTE, Sets
 
-_KEPT_BYTES = 2**30  # of one table
+KEPT_BYTES = 2**30  # of all tables of one solve
 Small = npt.NDArray[np.int32]
 Part = dict[str, Any]  # some columns, by the names of the fields of `Columns`
 
@@ -61,11 +61,15 @@ class DecodeTable:
 Keeps = Literal["waits", "loads", "nothing"]
 
 
-def kept(sets: int, speeds: int, functions: int, steps: int) -> Keeps:
-    """Choose what a table of so many sets keeps, so that it fits memory."""
-    if 8 * sets * speeds * steps <= _KEPT_BYTES:
-        return "waits"
-    return "loads" if 16 * sets * functions * steps <= _KEPT_BYTES else "nothing"
+def kept(room_bytes: int, sets: int, speeds: int, functions: int, steps: int) -> tuple[Keeps, int]:
+    """Choose what a table of so many sets keeps in the memory that is left, and say how much that takes.
+
+    >>> kept(5000, 1, 2, 1, 100), kept(1600, 1, 2, 1, 100), kept(1600, 1, 3, 1, 100), kept(1599, 1, 2, 1, 100)
+    (('waits', 1600), ('waits', 1600), ('loads', 1600), ('nothing', 0))
+    """
+    waits, loads = 8 * sets * speeds * steps, 16 * sets * functions * steps
+    ways: tuple[tuple[Keeps, int], ...] = (("waits", waits), ("loads", loads), ("nothing", 0))
+    return next((way, used_bytes) for way, used_bytes in ways if used_bytes <= room_bytes)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class StepTable:
     layer, owner   [S], which ascend; [S, E], the function of each expert
     speeds_mb      [V], a memory spec of each speed of the functions
     keeps          what is not worked out anew for each main function: waits for functions, or at least what these are sent
+    beside         the table of the sets with the same remote experts and none on the GPU, and which of these [S] each set waits like
     """
 
     problem: Problem
@@ -84,6 +89,7 @@ class StepTable:
     owner: Ints | hits.Few
     speeds_mb: Ints | Floats
     keeps: Keeps = "nothing"
+    beside: tuple[StepTable, Ints] | None = None
     _loads: dict[int, tuple[Load, ...]] = field(default_factory=dict, init=False, repr=False)
     _waits: dict[tuple[int, int], Floats] = field(default_factory=dict, init=False, repr=False)
     _seconds: dict[StepTimes, Floats] = field(default_factory=dict, init=False, repr=False)
@@ -122,6 +128,11 @@ class StepTable:
 
     def _waited(self, layer: int, here: slice) -> Iterator[Floats]:
         """Compute how long the steps of some sets of a layer wait at each speed, or read it."""
+        if self.beside is not None:
+            table, like = self.beside
+            where = next(slot for one, slot in table._by_layer() if one == layer)
+            yield from (each_s[like[here] - where.start] for each_s in table._waited(layer, where))
+            return
         if (layer, 0) in self._waits:
             yield from (self._waits[layer, place] for place in range(len(self.speeds_mb)))
             return
@@ -168,12 +179,20 @@ def variants_of(sets: Sets, layer: Small) -> Variants:
 
 
 def spread_out(
-    problem: Problem, variants: Variants, priced: Sequence[Part], at: Ints, owner: Ints | hits.Few, speeds_mb: Ints | None, begin: int
+    problem: Problem,
+    variants: Variants,
+    priced: Sequence[Part],
+    at: Ints,
+    owner: Ints | hits.Few,
+    speeds_mb: Ints | None,
+    begin: int,
+    table: StepTable | None = None,
 ) -> tuple[list[Part], list[DecodeTable | StepTable]]:
     """Copy the columns of some remote sets for the sets that have these.
 
     Those with experts on the GPU get a decode table. `at` [S] are the remote sets, and `owner` [S, E] the function of each expert. The
     columns of a remote set name it as `at_set`, and their `decode_at` begins at `begin`. `speeds_mb` [V] is None where nothing is remote.
+    `table` is that of the remote sets, where steps have several rows.
     """
     if len(variants.first) == len(variants.sets):
         return list(priced), []
@@ -189,7 +208,8 @@ def spread_out(
     remote = np.searchsorted(at, variants.remote_set[there])
     if not problem.is_one_token:
         owner = np.where(variants.sets[there] == ON_GPU, hits.ON_GPU, owner[remote])
-        return parts, [StepTable(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb)]
+        beside = None if table is None else (table, remote)
+        return parts, [StepTable(problem, variants.layer[there], owner, np.zeros(1) if speeds_mb is None else speeds_mb, beside=beside)]
     (used, remote), (used_gpu, row) = (np.unique(each, return_inverse=True) for each in (remote, variants.gpu_row[there]))
     on_gpu = variants.sets[variants.first_gpu[used_gpu]] == ON_GPU
     found = problem.workload.hits.beside_gpu(variants.layer[there], owner[used], remote, on_gpu, row)
