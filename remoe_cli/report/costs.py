@@ -120,8 +120,8 @@ def _sliders(table: Table) -> str:
         rows.append(("concurrency", "Requests at once", 0, len(numbers) - 1, numbers.index(table.concurrency)))
     hidden = {"price", "overhead", "concurrency"} - {name for name, *_ in rows}
     return (
-        "<p>Move the sliders: the page works out costs and times again with the planner's formulas, for these experts where they are. "
-        "Another placement may then be the best one; <code>remoe plan</code> finds it.</p>"
+        '<p class="screen">Move the sliders: the page works out costs and times again with the formulas of the planner, for these experts '
+        "where they are. Another placement may then be the best one; <code>remoe plan</code> finds it.</p>"
         '<div class="sliders">'
         + "".join(_slider(*row) for row in rows)
         + "</div>"

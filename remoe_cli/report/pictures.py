@@ -222,10 +222,10 @@ def _break_even(content: Content) -> Figure | None:
         if one.own:
             panel.plot(one.burstiness, one.per_hour.mean, "D", color=style.light("other"), label="the same, at the times of the trace")
     panel.set_yscale("log")
-    panel.yaxis.set_major_formatter("{x:,g}")
+    style.few_ticks(panel.yaxis, "{x:,g}", 8)
     panel.set(xlabel="burstiness (coefficient of variation)", ylabel="requests an hour", xlim=(0, None))
     panel.grid()
-    panel.legend(loc="best")
+    figure.legend(loc="outside upper left")
     return figure
 
 

@@ -132,14 +132,19 @@ def markers(count: int) -> Sequence[str]:
 
 def log_axes(panel: Any, x: str = "{x:,g}", y: str = "{x:,g}") -> None:
     """Make both axes of a picture logarithmic, with so few ticks that their labels do not overlap."""
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
-
     panel.set_xscale("log")
     panel.set_yscale("log")
-    for axis, form, most in ((panel.xaxis, x, 6), (panel.yaxis, y, 8)):
-        low, high = sorted(axis.get_data_interval())
-        subs = (1.0, 2.0, 5.0) if low > 0 and high / low < 10 ** (most / 3) else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=most))
-        axis.set_major_formatter(form)
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+    few_ticks(panel.xaxis, x, 6)
+    few_ticks(panel.yaxis, y, 8)
+
+
+def few_ticks(axis: Any, form: str, most: int) -> None:
+    """Give a logarithmic axis of a picture at most so many ticks, without an exponent."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    low, high = sorted(axis.get_data_interval())
+    subs = (1.0, 2.0, 5.0) if low > 0 and high / low < 10 ** (most / 3) else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=most))
+    axis.set_major_formatter(form)
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
