@@ -7,42 +7,26 @@ An adapter gives a family's experts module the attributes that the interface giv
 - LongCat-Flash has experts that return what they get. They have no weights, so the block adds them, after the others, as their ids are
   higher.
 - Step 3.5's and 3.7's experts lack the interface's attributes alone.
+
+Each family's code takes time to import, so only a model that needs an adapter has this module imported (experts.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.moe import _default_apply_gate
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashExperts, LongcatFlashMoE
 from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
-Hook = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+from remoe_cli.model.adapted import Adapted
 
 
-class _Adapted(nn.Module):
-    """What the interface gives to an experts module.
-
-    Calls go to the hook, or to the family's `forward` where there is none.
-    """
-
-    has_gate = is_concatenated = True
-    is_transposed = has_bias = has_post_expert_norm = _is_expert_parallel = False
-    _apply_gate = _default_apply_gate
-    hook: Hook | None = None
-
-    def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        out: Tensor = super().__call__(hidden, index, weights) if self.hook is None else self.hook(self, hidden, index, weights)
-        return out
-
-
-class _Llama4Experts(_Adapted, Llama4TextExperts):  # type: ignore[misc]
+class _Llama4Experts(Adapted, Llama4TextExperts):  # type: ignore[misc]
     """Stacked, transposed matrices of gate and up, and of down."""
 
     is_transposed = True
@@ -71,7 +55,7 @@ class _Llama4Moe(Llama4TextMoe):  # type: ignore[misc]
         return self.shared_expert(hidden).add_(routed), logits
 
 
-class _LongcatExperts(_Adapted, LongcatFlashExperts):  # type: ignore[misc]
+class _LongcatExperts(Adapted, LongcatFlashExperts):  # type: ignore[misc]
     """The experts that have weights; higher ids are none of theirs."""
 
     num_experts: int
@@ -103,7 +87,7 @@ class _LongcatMoe(LongcatFlashMoE):  # type: ignore[misc]
         return out.view(hidden_states.shape)
 
 
-class _Step3p7Experts(_Adapted, Step3p7Experts):  # type: ignore[misc]
+class _Step3p7Experts(Adapted, Step3p7Experts):  # type: ignore[misc]
     _apply_gate = Step3p7Experts._apply_gate
 
 
@@ -120,9 +104,3 @@ def adapt(model: PreTrainedModel) -> None:
             experts.gate_up_proj = nn.Parameter(experts.gate_up_proj[: experts.num_experts], requires_grad=False)
         elif type(block) is Step3p7Experts:
             block.__class__ = _Step3p7Experts
-
-
-def hooked(module: nn.Module, hook: Hook) -> None:
-    """Let an adapted experts module call the hook; others find it by the name of its implementation."""
-    if isinstance(module, _Adapted):
-        module.hook = hook

@@ -129,7 +129,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the JSON header of a safetensors file, and the offset of its data."""
     with bounded.open_file(file) as source:
         length = int.from_bytes(source.read(8), "little")
@@ -139,7 +139,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 def _pieces(file: Path, rows: Mapping[str, Sequence[int] | None]) -> Iterator[_Piece]:
     """Yield the kept tensors of a file, some with only these rows, in the file's order, which aligns them."""
-    header, data = _header(file)
+    header, data = read_header(file)
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         kept_rows = rows.get(name)
