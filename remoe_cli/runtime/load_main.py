@@ -46,8 +46,9 @@ def load(
 ) -> MainFunction:
     """Load the main function's weights, and start its expert functions, which `connect` reaches.
 
-    With `starting` they start already. With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files. `reads` of S3 brought them.
-    Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start is an error.
+    With `starting` they start already. With `copied`, all weights are copied into memory, so that it does not matter what becomes of their
+    files. `reads` of S3 brought them. Once it is loaded, `last_resort` computes what an expert function does not; a function that does not
+    start is an error.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
