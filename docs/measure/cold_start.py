@@ -1,12 +1,13 @@
 """From process start to first token with a cold page cache: the whole model in one process, and remoe's split of it.
 
-    python docs/measure/cold_start.py [--folder DIR] [--remote 1.0 0.5] [--rounds 3] [--prompt 16]
+    python docs/measure/cold_start.py [--folder DIR] [--remote 1.0 0.5] [--rounds 3] [--prompt 16] [--before CHECKOUT]
 
 The model is random, in bfloat16, about 1.7 GB, and experts are 91% of its bytes. It is made once in DIR. The twin of Lambda runs before;
 all its functions are cold, one for each layer. Before each start the files of the checkpoint and of the shards are dropped from the page
 cache (posix_fadvise DONTNEED, which needs no root), not those of Python and its libraries. A process then imports, loads as a main server
 does, computes its own first token, and the first token of a prompt. `functions` is how long it still waits for functions that read. Ways
-take turns. On the twin all share one disk and this machine's cores.
+take turns. On the twin all share one disk and this machine's cores. CHECKOUT is another version of remoe, whose main function is started
+beside this one's, with the same functions.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ MODEL = {
     "num_key_value_heads": 16, "num_experts": 24, "num_experts_per_tok": 4, "max_position_embeddings": 4096,
     "pad_token_id": 1, "eos_token_id": None,
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+_TRIES = 5
 PARTS = ("process", "imports", "model", "functions", "own token", "first token")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps the model there; by default it is made anew")
-    parser.add_argument("--remote", nargs="+", type=float, default=[1.0, 0.5], help="shares of each layer's experts in its function")
+    parser.add_argument("--remote", nargs="*", type=float, default=[1.0, 0.5], help="shares of each layer's experts in its function")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=16, help="tokens")
+    parser.add_argument("--before", type=Path, help="a checkout of another version, to compare with")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -57,29 +61,42 @@ def main() -> None:
         print(f"a prompt of {options.prompt} tokens; {(spec.routed_bytes + spec.nonexpert_bytes) / 1e9:.2f} GB, experts {share:.0%}\n")
         print(f"| seconds, medians | {' | '.join(PARTS)} | in all | of one process | GB it reads |")
         print(f"|{' --- |' * (len(PARTS) + 4)}")
-        made: dict[float, list[dict[str, float]]] = {remote: [] for remote in (0.0, *options.remote)}
-        tokens: dict[float, set[int]] = {remote: set() for remote in made}
+        checkouts = [*([options.before.resolve()] if options.before else []), ROOT]
+        turns = [(checkout, remote) for checkout in checkouts for remote in (0.0, *options.remote)]
+        made: dict[tuple[Path, float], list[dict[str, float]]] = {turn: [] for turn in turns}
+        tokens: set[int] = set()
         with ExitStack() as deployed:
-            ways = {remote: deployed.enter_context(_deployed(checkpoint, remote, Path(scratch))) for remote in made}
+            ways = {remote: deployed.enter_context(_deployed(checkpoint, remote, Path(scratch))) for remote in (0.0, *options.remote)}
             for _ in range(options.rounds):
-                for remote, (config, cold) in ways.items():
-                    cold()
-                    started = _child(config, options)
-                    tokens[remote].add(int(started.pop("token")))
-                    made[remote].append(started)
-        base_s = median(sum(each[part] for part in PARTS) for each in made[0.0])
-        for remote, starts in made.items():
-            all_s = median(sum(each[part] for part in PARTS) for each in starts)
+                for checkout, remote in turns:
+                    started = _child(*ways[remote], options, checkout)
+                    tokens.add(int(started.pop("token")))
+                    made[checkout, remote].append(started)
+        base_s = _all_s(made[turns[0]])
+        for (checkout, remote), starts in made.items():
             held = (spec.nonexpert_bytes + round(spec.experts_per_layer * (1 - remote)) * spec.expert_bytes * len(spec.moe_layers)) / 1e9
             cells = " | ".join(f"{median(each[part] for each in starts):.2f}" for part in PARTS)
             name = f"{remote:.0%} of the experts in functions" if remote else "all in one process"
-            print(f"| {name} | {cells} | {all_s:.2f} | {all_s / base_s:.2f} | {held:.2f} |")
-        print(f"\nFirst tokens are {'the same' if len(set().union(*tokens.values())) == 1 else 'not all the same'}.")
+            name += ", before" if checkout != ROOT else ""
+            print(f"| {name} | {cells} | {_all_s(starts):.2f} | {_all_s(starts) / base_s:.2f} | {held:.2f} |")
+        print(f"\nFirst tokens are {'the same' if len(tokens) == 1 else 'not all the same'}.")
 
 
-def _child(config: Path, options: argparse.Namespace) -> dict[str, float]:
+def _all_s(starts: Sequence[dict[str, float]]) -> float:
+    return median(sum(each[part] for part in PARTS) for each in starts)
+
+
+def _child(config: Path, cold, options: argparse.Namespace, checkout: Path) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Start a main function of a checkout in a process of its own, again where a function did not start within its 10 s."""
     command = [sys.executable, __file__, "--child", str(config), "--prompt", str(options.prompt)]
-    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    for _ in range(_TRIES):
+        cold()
+        run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if run.returncode == 0:
+            return dict(json.loads(run.stdout))
+        print(run.stderr.strip().splitlines()[-1], file=sys.stderr)
+    sys.exit(f"A main function did not start in {_TRIES} tries.")
 
 
 def _start(path: Path, prompt: int) -> dict[str, float]:
@@ -99,12 +116,9 @@ def _start(path: Path, prompt: int) -> dict[str, float]:
     begun_s = time.perf_counter()
     from functools import partial
 
-    from remoe_cli.artifacts import read_json
-    from remoe_cli.model.checkpoint import find_profiled
     from remoe_cli.runtime import load_main
     from remoe_cli.runtime.invoke import make_caller
     from remoe_cli.runtime.main_function import Request
-    from remoe_cli.runtime.server_config import ServerConfig
 
     parts["imports"] = time.perf_counter() - begun_s
     begun_s = time.perf_counter()
@@ -119,11 +133,8 @@ def _start(path: Path, prompt: int) -> dict[str, float]:
 
     load_main._import_engine = imported
     settings = json.loads(path.read_text())
-    config = read_json(path.with_name("server.json"), ServerConfig)
     before_s = parts["imports"]
-    served = load_main.load(
-        config, find_profiled(config.model.path, config.model.revision), partial(make_caller, settings["endpoint"]), copied=True
-    )
+    served = load_main.load_here(path.with_name("server.json"), partial(make_caller, settings["endpoint"]))
     # Besides, loading waits for functions that are still starting.
     known_s = parts["imports"] - before_s + parts["model"] + parts["own token"]
     parts["functions"] = time.perf_counter() - begun_s - known_s

@@ -10,12 +10,13 @@ An adapter gives a family's experts module the attributes that the interface giv
 - DBRX has the rows of all experts in one matrix. Here each has a matrix of its own, of the same rows (`by_expert`).
 - JetMoE's block has its experts in two modules of its own. Its attention has experts too, which stay with the main function: they are
   no part of a layer's routed experts.
+
+Each family's code takes time to import, so only a model that needs an adapter has this module imported (experts.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, Transpose, WeightConverter, WeightRenaming
-from transformers.integrations.moe import _default_apply_gate
 from transformers.models.dbrx.modeling_dbrx import DbrxExperts
 from transformers.models.jetmoe.modeling_jetmoe import JetMoeMoE, JetMoeTopKGating
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
@@ -32,27 +32,10 @@ from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlas
 from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
 from remoe_cli.errors import ModelError
-
-Hook = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-
-
-class _Adapted(nn.Module):
-    """What the interface gives to an experts module.
-
-    Calls go to the hook, or to the family's `forward` where there is none.
-    """
-
-    has_gate = is_concatenated = True
-    is_transposed = has_bias = has_post_expert_norm = _is_expert_parallel = False
-    _apply_gate = _default_apply_gate
-    hook: Hook | None = None
-
-    def __call__(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        out: Tensor = super().__call__(hidden, index, weights) if self.hook is None else self.hook(self, hidden, index, weights)
-        return out
+from remoe_cli.model.adapted import Adapted
 
 
-class _Llama4Experts(_Adapted, Llama4TextExperts):  # type: ignore[misc]
+class _Llama4Experts(Adapted, Llama4TextExperts):  # type: ignore[misc]
     """Stacked, transposed matrices of gate and up, and of down."""
 
     is_transposed = True
@@ -81,7 +64,7 @@ class _Llama4Moe(Llama4TextMoe):  # type: ignore[misc]
         return self.shared_expert(hidden).add_(routed), logits
 
 
-class _Stacked(_Adapted):
+class _Stacked(Adapted):
     """Stacked matrices of gate and up, and of down.
 
     Ids of `num_experts` and more are those of experts without weights.
@@ -121,7 +104,7 @@ class _LongcatMoe(LongcatFlashMoE):  # type: ignore[misc]
         return out.view(hidden_states.shape)
 
 
-class _Step3p7Experts(_Adapted, Step3p7Experts):  # type: ignore[misc]
+class _Step3p7Experts(Adapted, Step3p7Experts):  # type: ignore[misc]
     _apply_gate = Step3p7Experts._apply_gate
 
 
@@ -256,9 +239,3 @@ def _adapt_dbrx(experts: Any) -> None:
     del experts.mlp
     experts.gate_up_proj = nn.Parameter(torch.cat([gate, up], dim=1), requires_grad=False)
     experts.down_proj = nn.Parameter(down.transpose(1, 2).contiguous(), requires_grad=False)
-
-
-def hooked(module: nn.Module, hook: Hook) -> None:
-    """Let an adapted experts module call the hook; others find it by the name of its implementation."""
-    if isinstance(module, _Adapted):
-        module.hook = hook

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from remoe_cli.errors import ModelError
-from remoe_cli.model.adapters import adapt, hooked
+from remoe_cli.model.adapted import hooked
 from remoe_cli.model.blocked import blocks_of, product
 from remoe_cli.model.exchange import Exchange
 from remoe_cli.model.gpu_experts import GpuExperts
@@ -36,6 +36,8 @@ from remoe_cli.model.ordered import linear as ordered_linear
 
 IMPLEMENTATION = "remoe"
 _WEIGHTS = ("gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias")
+# Modules that adapters.py makes fit the interface, by the names that their families give them.
+_TO_ADAPT = {"DbrxExperts", "JetMoeMoE", "Llama4TextMoe", "LongcatFlashMoE", "Step3p7Experts"}
 # Why families have no adapter (adapters.py), by the name of their experts.
 _REASONS = {
     "DogeCDMoE": ", and they are single rows of an embedding, too small to be sent to",
@@ -88,7 +90,10 @@ def expert_layers(model: PreTrainedModel) -> tuple[ExpertLayer, ...]:
 
     Raises: ModelError, with the name of the family, when the hook cannot serve them or there are none.
     """
-    adapt(model)
+    if any(type(module).__name__ in _TO_ADAPT for module in model.modules()):
+        from remoe_cli.model.adapters import adapt
+
+        adapt(model)
     found, foreign = [], []
     for name, module in model.named_modules():
         kind = type(module).__name__

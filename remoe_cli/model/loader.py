@@ -34,6 +34,7 @@ from remoe_cli.errors import ModelError
 from remoe_cli.model.adapters import by_expert
 from remoe_cli.model.blocked import blocked_bytes
 from remoe_cli.model.checkpoint import Checkpoint, reason
+from remoe_cli.model.expert_stack import stack
 from remoe_cli.model.experts import expert_layers, refuse_unservable
 from remoe_cli.model.foreign_code import named_config, newer_version, read_object, refuse_foreign_code, refuse_foreign_config
 from remoe_cli.model.generation import read_generation_config
@@ -180,7 +181,7 @@ def load(checkpoint: Checkpoint, keep: Keep | None = None, device_map: str | Non
     kind, dtype = type(probe), model_dtype(config)
     text_alone = _of_text(config, kind) is not config
     config = _of_text(config, kind)
-    state = select(checkpoint, probe, wanted)
+    state = select(checkpoint, probe, wanted, stacked=True)
     try:
         model, report = _partial(kind, wanted, device).from_pretrained(
             None,
@@ -244,13 +245,12 @@ def load_gpu_experts(checkpoint: Checkpoint, model: PreTrainedModel, chosen: Kee
 
 
 def select(
-    checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep, device: str = "cpu", *, experts_only: bool = False
+    checkpoint: Checkpoint, probe: PreTrainedModel, wanted: Keep, device: str = "cpu", *, experts_only: bool = False, stacked: bool = False
 ) -> dict[str, Any]:
     """Select the checkpoint's tensors by name, with the wanted experts only, and read none of them.
 
-    Of a fused tensor the wanted rows come as `ExpertRows`, which are read to `device`. With `experts_only` everything else is left out.
-
-    `probe` is the model's skeleton.
+    Of a fused tensor the wanted rows come as `ExpertRows`, which are read to `device`. With `experts_only` everything else is left out,
+    with `stacked` tensors of single experts come as `ExpertStack`s. `probe` is the model's skeleton.
 
     Raises: ModelError when the checkpoint does not hold an expert that is wanted.
     """
@@ -264,6 +264,7 @@ def select(
     state: dict[str, Any] = {}
     # By parameter and naming pattern of the checkpoint, the experts that have a tensor of their own.
     single: dict[tuple[str, str | None], set[int]] = defaultdict(set)
+    places: dict[str, tuple[str, str]] = {}
     for key, source, target, pattern in parameters_of(checkpoint, probe):
         if target not in owner:
             if not experts_only:
@@ -276,7 +277,7 @@ def select(
             continue
         single[target, pattern].add(int(number[1]))
         if int(number[1]) in wanted[layer]:
-            state[key] = source
+            state[key], places[key] = source, (target, pattern or "")
     for (target, pattern), found in single.items():
         _refuse_count(checkpoint, f"{target} ({pattern})", max(found) + 1, max(held[owner[target]], default=-1) + 1, unused[target])
         if missing := set(wanted[owner[target]]) - found:
@@ -284,7 +285,7 @@ def select(
                 f"The checkpoint {checkpoint.path} is missing expert {min(missing)} of {target} ({pattern}).",
                 "Check that the checkpoint is complete.",
             )
-    return state
+    return stack(state, places, probe) if stacked else state
 
 
 def parameters_of(checkpoint: Checkpoint, probe: PreTrainedModel) -> Iterator[tuple[str, Any, str, str | None]]:

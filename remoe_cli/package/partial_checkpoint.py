@@ -130,7 +130,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the JSON header of a safetensors file, and the offset of its data."""
     with bounded.open_file(file) as source:
         length = int.from_bytes(source.read(8), "little")
@@ -143,7 +143,7 @@ def _pieces(file: Path, kept: Mapping[str, tuple[Sequence[int], int] | None]) ->
 
     Of some only the given experts are kept, each of so many rows.
     """
-    header, data = _header(file)
+    header, data = read_header(file)
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         experts, each = kept.get(name) or (None, 1)

@@ -17,13 +17,11 @@ thread that computes, 88 ms in any other).
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -34,13 +32,14 @@ from starlette.exceptions import HTTPException
 
 from remoe_cli.errors import DeployError, RemoeError
 from remoe_cli.lambda_limits import PAYLOAD_LIMIT_BYTES
-from remoe_cli.plan.mains import MOST_REQUESTS, places
+from remoe_cli.plan.mains import places
 from remoe_cli.runtime.answer import Piece
 from remoe_cli.runtime.api import routes
 from remoe_cli.runtime.api.common import Api, Asked, BusyError, Event, Refusal, fault_of
 from remoe_cli.runtime.api.document import document
 from remoe_cli.runtime.api.messages import count_tokens
 from remoe_cli.runtime.api.native import NATIVE
+from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.main_function import Answer, MainFunction, until
 from remoe_cli.runtime.metrics import Metrics
 from remoe_cli.runtime.receipt import attach, receipt_of
@@ -52,19 +51,6 @@ _LOOK_S = 0.5  # between two looks whether a client that waits for its turn is s
 KEEP_ALIVE_S = 15.0  # as browsers and proxies expect it of event streams
 PROBES = ("/ping", "/health", "/ready")
 _PREFIXES = ("", "/openai")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server gives a request.
-
-    whole_s, streamed_s   seconds after its arrival at which its answer ends with the next token
-    requests              that are answered or wait, or twice as many as are answered at once where that is more; one more is refused
-    """
-
-    whole_s: float = math.inf
-    streamed_s: float = math.inf
-    requests: int = MOST_REQUESTS
 
 
 def make_app(loading: Future[MainFunction], model_thread: Executor, ending: threading.Event, limits: Limits) -> FastAPI:

@@ -16,7 +16,7 @@ import sys
 from remoe_cli import openmp
 from remoe_cli.runtime import server
 from remoe_cli.runtime.access import Door
-from remoe_cli.runtime.app import Limits
+from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.load_main import load_packaged
 
 PORT = 8080

@@ -50,11 +50,12 @@ def scratch_folder() -> Path:
     return Path(tempfile.gettempdir()) / "remoe-main"
 
 
-def fetch(uri: str, folder: Path, on_read: Callable[[], None] = lambda: None) -> Path:
+def fetch(uri: str, folder: Path, on_read: Callable[[], None] = lambda: None, on_file: Callable[[Path], None] = lambda path: None) -> Path:
     """Bring every file of the manifest at `uri` to this machine and return their folder.
 
     For S3 this is `folder`, which then holds nothing else; for a path it is the manifest's own folder. A file that is there already is not
-    fetched again; one that an earlier manifest named is deleted. `on_read` is called for each request to S3.
+    fetched again; one that an earlier manifest named is deleted. `on_read` is called for each request to S3, `on_file` with each file that
+    is there and has its digest, by several threads.
 
     Raises: ArtifactError for a file that differs from its digest, DeployError for one that is missing or may not be read, and for a full
     disk, UsageError when `folder` holds other files than those of an earlier manifest.
@@ -62,8 +63,13 @@ def fetch(uri: str, folder: Path, on_read: Callable[[], None] = lambda: None) ->
     if (found := re.fullmatch(r"s3://([^/]+)/(.+)", uri)) is None:
         manifest = read_json(Path(uri), MainManifest)
         here = Path(uri).resolve().parent
+
+        def check(file: MainFile) -> None:
+            _check(here / file.name, file, str(here / file.name))
+            on_file(here / file.name)
+
         with ThreadPoolExecutor(_DIGESTS) as pool:
-            for _ in pool.map(lambda file: _check(here / file.name, file, str(here / file.name)), manifest.files):
+            for _ in pool.map(check, manifest.files):
                 pass
         return here
     source = _Object(found[1], found[2])
@@ -75,7 +81,10 @@ def fetch(uri: str, folder: Path, on_read: Callable[[], None] = lambda: None) ->
             temporary.write_bytes(body)
         wanted = [file for file in manifest.files if not _is_right(folder / file.name, file)]
         _refuse_full(folder, sum(file.bytes for file in wanted))
-        _download(client, source, wanted, folder)
+        for file in manifest.files:
+            if file not in wanted:
+                on_file(folder / file.name)
+        _download(client, source, wanted, folder, on_file)
     return folder
 
 
@@ -116,7 +125,7 @@ def _manifest(client: Any, source: _Object) -> tuple[bytes, MainManifest]:
         raise ArtifactError(f"{source} is not a manifest that this version of remoe reads.", _AGAIN) from None
 
 
-def _download(client: Any, source: _Object, files: list[MainFile], folder: Path) -> None:
+def _download(client: Any, source: _Object, files: list[MainFile], folder: Path, on_file: Callable[[Path], None]) -> None:
     from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
     config = TransferConfig(
@@ -132,6 +141,7 @@ def _download(client: Any, source: _Object, files: list[MainFile], folder: Path)
             with _named(at):
                 transfer.result()
             _check(folder / file.name, file, str(at))
+            on_file(folder / file.name)
 
         started = [(f, transfers.download(source.bucket, source.beside(f).key, str(folder / f.name))) for f in files]
         ended = [pool.submit(finish, file, transfer) for file, transfer in started]

@@ -6,9 +6,13 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from remoe_cli import artifacts
@@ -16,13 +20,16 @@ from remoe_cli.model.checkpoint import Checkpoint, find_profiled
 from remoe_cli.runtime.device_choice import DeviceChoice
 from remoe_cli.runtime.invoke import Connect, Invocation, make_caller
 from remoe_cli.runtime.main_function import MainFunction
+from remoe_cli.runtime.read_ahead import reading_ahead, spans
 from remoe_cli.runtime.receipt import Loading, attach, failed_receipt
 from remoe_cli.runtime.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from remoe_cli.runtime.last_resort import LastResort
     from remoe_cli.runtime.remote_function import RemoteFunction
+    from remoe_cli.runtime.start_ahead import Starting
 
+_CONFIG = "server.json"
 _log = logging.getLogger(__name__)  # without a handler, its warnings go to stderr: the log of a main function
 
 
@@ -36,31 +43,21 @@ def load(
     reads: int = 0,
     last_resort: LastResort | None = None,
     assistant: Checkpoint | None = None,
+    starting: Starting | None = None,
 ) -> MainFunction:
     """Load the main function's weights and its assistant, and start its expert functions.
 
-    `connect` reaches them. With `copied`, all weights are copied into memory, so that it does not matter what becomes of their files.
-    `reads` of S3 brought them. Once it is loaded, `last_resort` computes what an expert function does not; a function that does not start
-    is an error.
+    With `starting` they start already, else `connect` reaches them. With `copied`, all weights are copied into memory, so that it does not
+    matter what becomes of their files. `reads` of S3 brought them. Once it is loaded, `last_resort` computes what an expert function does
+    not; a function that does not start is an error.
 
     Raises: ModelError for a checkpoint that cannot be loaded, InvokeError when an expert function does not start, DeployError when a plan
     for a GPU finds none that it can use. The error carries the receipt of what was billed until then.
     """
     begun_s = time.perf_counter()  # importing torch is a part of loading
-    from remoe_cli.runtime.last_resort import ShardPlace
-    from remoe_cli.runtime.remote_function import RemoteFunction
-    from remoe_cli.runtime.start_ahead import start_all
-
-    functions: dict[int, list[RemoteFunction]] = {}
-    for f in config.functions:
-        at = ShardPlace.of(f)
-        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, at, f.use, f.start_usd, f.expert_usd)
-        functions.setdefault(f.layer, []).append(called)
-    sent: list[Invocation] = []
+    functions, sent = _functions(config), starting.sent if starting else list[Invocation]()
     try:
-        # Functions start while torch is imported, unless it may show that there is no GPU: then nothing was spent.
-        on_cpu = not config.gpu and device in (None, "cpu")
-        starting = start_all(functions, connect, sent, config.start_ahead) if on_cpu else None
+        starting = starting or _start(config, connect, device, sent)
         _import_engine()
         from remoe_cli.runtime.engine import start_engine
         from remoe_cli.runtime.expert_cache import cache_of
@@ -107,6 +104,27 @@ def load(
     return main
 
 
+def _functions(config: ServerConfig) -> dict[int, list[RemoteFunction]]:
+    """Return the expert functions by hidden layer."""
+    from remoe_cli.runtime.last_resort import ShardPlace
+    from remoe_cli.runtime.remote_function import RemoteFunction
+
+    functions: dict[int, list[RemoteFunction]] = {}
+    for f in config.functions:
+        at = ShardPlace.of(f)
+        called = RemoteFunction(f.function, f.experts, f.replicas, f.expert_rows, f.timeout_s, at, f.use, f.start_usd, f.expert_usd)
+        functions.setdefault(f.layer, []).append(called)
+    return functions
+
+
+def _start(config: ServerConfig, connect: Connect, device: DeviceChoice | None, sent: list[Invocation]) -> Starting | None:
+    """Start the expert functions before torch is imported, unless that may show that there is no GPU: then nothing was spent."""
+    from remoe_cli.runtime.start_ahead import start_all
+
+    on_cpu = not config.gpu and device in (None, "cpu")
+    return start_all(_functions(config), connect, sent, config.start_ahead) if on_cpu else None
+
+
 def load_here(
     server_json: Path,
     connect: Connect,
@@ -131,7 +149,9 @@ def load_here(
     from remoe_cli.runtime.last_resort import LastResort
 
     last_resort = last_resort or LastResort(str(server_json.parent / "bundle"))
-    main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort, assistant=assistant)
+    elsewhere = {layer: [e for f in of_layer for e in f.experts] for layer, of_layer in _functions(config).items()}
+    with reading_ahead(lambda: spans(checkpoint, elsewhere, config.spec.experts_per_layer)):
+        main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort, assistant=assistant)
     checkpoint.check(model.revision)
     if assistant and other:
         assistant.check(other.revision)
@@ -146,21 +166,53 @@ def load_packaged(uri: str) -> MainFunction:
 
     Raises: what runtime/fetch.py and `load` raise.
     """
-    begun_s, reads = time.perf_counter(), list[None]()
+    begun_s, reads, known, starting = time.perf_counter(), list[None](), list[ServerConfig](), list["Starting"]()
+    connect = partial(make_caller, os.environ.get("REMOE_ENDPOINT"))
     from remoe_cli.package.assistant_files import packaged_assistant
     from remoe_cli.runtime.fetch import fetch, scratch_folder
     from remoe_cli.runtime.last_resort import LastResort
 
-    folder = fetch(uri, scratch_folder(), lambda: reads.append(None))
+    def on_file(file: Path) -> None:
+        """Start the expert functions as soon as it is known which they are."""
+        if file.name == _CONFIG:
+            known.append(artifacts.read_json(file, ServerConfig))
+            started = _start(known[0], connect, None, [])
+            starting.extend([started] if started else [])
+
+    with _importing_engine():
+        try:
+            folder = fetch(uri, scratch_folder(), lambda: reads.append(None), on_file)
+        except Exception as error:
+            for started in starting:
+                wait_for(started.starts)
+                loading = Loading(seconds=time.perf_counter() - begun_s, reads=len(reads))
+                attach(error, failed_receipt(known[0].prices, 0.0, (), loading, started.sent))
+            raise
     fetched_s = time.perf_counter() - begun_s
-    config = artifacts.read_json(folder / "server.json", ServerConfig)
+    config = known[0] if known else artifacts.read_json(folder / _CONFIG, ServerConfig)
     checkpoint = Checkpoint(config.model.path, folder, config.model.revision)
     shards = "/".join(uri.split("/")[:3]) if uri.startswith("s3://") else os.environ.get("REMOE_SHARDS")
     last_resort = LastResort(shards) if shards else None
-    connect = partial(make_caller, os.environ.get("REMOE_ENDPOINT"))
+    first = next(iter(starting), None)
     with packaged_assistant(folder, config.assistant) as assistant:
-        main = load(config, checkpoint, connect, reads=len(reads), last_resort=last_resort, assistant=assistant)
+        main = load(config, checkpoint, connect, reads=len(reads), last_resort=last_resort, assistant=assistant, starting=first)
     return replace(main, loading=main.loading.model_copy(update={"seconds": main.loading.seconds + fetched_s}))
+
+
+@contextmanager
+def _importing_engine() -> Iterator[None]:
+    """Import the engine in a thread of its own while the body waits for files. What that raises, `load` raises again."""
+
+    def run() -> None:
+        with suppress(Exception):
+            _import_engine()
+
+    thread = Thread(target=run, name="import")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _import_engine() -> None:

@@ -12,58 +12,27 @@ app.py says what is answered, and access.py which requests are taken. POST takes
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import uvicorn
-
 from remoe_cli.errors import DeployError, RemoeError
 from remoe_cli.runtime import address
-from remoe_cli.runtime.access import Door, Guarded, door_of
-from remoe_cli.runtime.app import Limits, make_app
-from remoe_cli.runtime.bearer import with_token
+from remoe_cli.runtime.access import Door, door_of
 from remoe_cli.runtime.invoke import make_caller
 from remoe_cli.runtime.keeping import keeping
 from remoe_cli.runtime.kept import Book
+from remoe_cli.runtime.limits import NO_LIMITS, Limits
 from remoe_cli.runtime.load_main import load_here
 from remoe_cli.runtime.main_function import MainFunction
 
-NO_LIMITS = Limits()
-_END_S = 20  # for answers under way when the server ends
 _LAST_S = 2.0  # for a step that nobody waits for any more
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that ends on SIGINT and SIGTERM without raising the signal again.
-
-    Process 1 of a container does not die of a signal that it raises.
-    """
-
-    def __init__(self, config: uvicorn.Config, ending: threading.Event) -> None:
-        super().__init__(config)
-        self._ending = ending
-
-    def end(self) -> None:
-        self.force_exit = self._ending.is_set()  # a second signal ends at once
-        self._ending.set()
-        self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, lambda *_: self.end()) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -91,10 +60,9 @@ def serve(
     """
     model_thread, ending = ThreadPoolExecutor(1, "model"), threading.Event()
     loading = model_thread.submit(load)
-    app = Guarded(with_token(make_app(loading, model_thread, ending, limits), token), door)
-    # Without proxy_headers: X-Forwarded-For would say who asks.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
-    server = _Server(config, ending)
+    from remoe_cli.runtime.http_server import http_server  # what it imports takes a second, in which the model loads already
+
+    server = http_server(loading, model_thread, ending, door, limits, token)
     loading.add_done_callback(lambda done: server.end() if done.exception() else ready(done.result()))
     with listener:
         server.run(sockets=[listener])

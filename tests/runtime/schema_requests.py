@@ -17,7 +17,7 @@ import httpx
 import hypothesis
 import schemathesis
 
-from remoe_cli.runtime.app import Limits
+from remoe_cli.runtime.limits import Limits
 from tests.support.api_server import serving, whole_model
 from tests.support.chatml import save_chatml
 

@@ -33,8 +33,9 @@ from remoe_cli.package.image import write_context
 from remoe_cli.package.partial_checkpoint import MANIFEST, MainManifest, seal
 from remoe_cli.plan.document import Source
 from remoe_cli.runtime import client, fetch, sequence, server
-from remoe_cli.runtime.app import Limits, make_app
+from remoe_cli.runtime.app import make_app
 from remoe_cli.runtime.expected_cost import cost_model
+from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.load_main import load_packaged
 from remoe_cli.runtime.main_function import MainFunction
 from tests.support.by_hand import PROMPT, PROMPT_IDS, ByHand, by_hand

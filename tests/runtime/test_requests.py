@@ -22,12 +22,12 @@ from remoe_cli.deploy.target import DeployOptions
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.document import LayerPlan
 from remoe_cli.profile.record import ModelRef
-from remoe_cli.runtime import address, client, server
+from remoe_cli.runtime import address, client, http_server, server
 from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.answer import Generated
-from remoe_cli.runtime.app import Limits
 from remoe_cli.runtime.device import Device
 from remoe_cli.runtime.kept import Book
+from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.main_function import MainFunction
 from tests.support import api_server
 from tests.support.api_server import PRICES
@@ -360,7 +360,7 @@ def test_what_loading_was_billed_is_told_once(monkeypatch: pytest.MonkeyPatch, c
     spent = SimpleNamespace(loading=SimpleNamespace(billed_ms=3, invocations=1, usd=1.2e-6))
     assert str(MainFunction.loading_billed.fget(SimpleNamespace(spent=spent))).endswith(" $0.0000012 in all.")  # type: ignore[attr-defined]
     main: Any = type("Main", (), {"loading_billed": "Billed 3 ms."})()
-    monkeypatch.setattr(server._Server, "run", lambda self, sockets: time.sleep(0.1))
+    monkeypatch.setattr(http_server.Server, "run", lambda self, sockets: time.sleep(0.1))
     told: list[Any] = []
     server.serve(lambda: main, address.listen("127.0.0.1", 0), Door(None), ready=told.append)
     assert capsys.readouterr().err == "" and told == [main]

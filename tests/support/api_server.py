@@ -16,9 +16,10 @@ from remoe_cli.model.spec import read_spec
 from remoe_cli.plan.cost.prices import FunctionPrices, MainPrices
 from remoe_cli.profile.record import ModelRef
 from remoe_cli.runtime import address
-from remoe_cli.runtime.app import Limits, make_app
+from remoe_cli.runtime.app import make_app
 from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.engine import start_engine
+from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import Prices
 from remoe_cli.runtime.server_config import ServerConfig
