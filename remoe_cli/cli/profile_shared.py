@@ -74,7 +74,7 @@ def finish(made: Profile, out: Path, remarks: Sequence[str] = (), measured: Mapp
         if record.loss is not None:
             output.line(f"What that loses: {record.loss.sentence}")
         if assistant is not None:
-            output.line(
+            output.paragraph(
                 f"Assistant {assistant['path']}: {assistant['decode_s'] * 1e3:.3g} ms for a drafted token. With --speculate auto a "
                 f"token of an answer takes {assistant['passes']:.2f} passes with it, {assistant['passes_without']:.2f} without."
             )

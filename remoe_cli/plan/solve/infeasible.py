@@ -6,7 +6,7 @@ Each limit is tried alone, and all that fail alone are named; then the targets a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,9 +34,10 @@ def diagnose(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limi
 
 
 def _diagnosed(problem: Problem, candidates: tuple[Sets, ...], aim: Aim, time_limit_s: float) -> InfeasibleError | OverBudgetError:
-    columns = build_columns(problem, candidates, functions=weighed_functions(problem, aim))
+    functions = weighed_functions(problem, aim)  # of the search, so that what is named is what it lacks
+    columns = build_columns(problem, candidates, functions=functions)
     if not _roomy(problem, columns):
-        return _memory_or_payload(problem, candidates, columns)
+        return _memory_or_payload(problem, candidates, functions)
 
     def least(objective: Objective, ttft: float | None = None, tpot: float | None = None) -> float:
         solution = solve(Task(problem, columns, Aim(objective, ttft_s=ttft, tpot_s=tpot)), GAP, time_limit_s)
@@ -144,18 +145,18 @@ def _capacity(problem: Problem, spec: MainSpec) -> int:
     return int(min(both, main_function.fetch_capacity(problem, spec))) if on_cpu >= 0 else on_cpu
 
 
-def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], columns: Columns) -> InfeasibleError:
+def _memory_or_payload(problem: Problem, candidates: tuple[Sets, ...], functions: Collection[int]) -> InfeasibleError:
     longest = problem.workload.most_in
-    unlimited = build_columns(problem, candidates, payload_limited=False)
+    unlimited = build_columns(problem, candidates, functions=functions, payload_limited=False)
     if _roomy(problem, unlimited):
         limit = problem.catalog.function.payload_limit_bytes
-        payload = _least_payload_bytes(problem, candidates)
+        payload = _least_payload_bytes(problem, candidates, functions)
         return InfeasibleError(
             f"The payload limit of {limit} bytes is too small: with {longest} prompt tokens, "
             f"enough experts can be remote only with {payload} bytes.",
             f"Plan for shorter prompts{_cover(problem)}, or use a catalog with more replicas, a larger payload or a larger main function.",
         )
-    untimed = build_columns(_with_function(problem, timeout_s=math.inf), candidates, payload_limited=False)
+    untimed = build_columns(_with_function(problem, timeout_s=math.inf), candidates, functions=functions, payload_limited=False)
     if _roomy(_with_function(problem, timeout_s=math.inf), untimed):
         return InfeasibleError(
             f"The time of expert functions is too short: with {longest} prompt tokens and room for calls that take longer than predicted, "
@@ -217,7 +218,7 @@ def _needed_mb(problem: Problem, spec: MainSpec, columns: Columns) -> int:
     return math.ceil(main_function.main_memory_bytes(problem, spec, on_cpu) / MB)
 
 
-def _least_payload_bytes(problem: Problem, candidates: tuple[Sets, ...]) -> int:
+def _least_payload_bytes(problem: Problem, candidates: tuple[Sets, ...], functions: Collection[int]) -> int:
     """Find the smallest payload limit that would do, by bisection over whole bytes.
 
     A larger payload never takes a column away.
@@ -228,7 +229,7 @@ def _least_payload_bytes(problem: Problem, candidates: tuple[Sets, ...]) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         tried = _with_function(problem, payload_limit_bytes=middle)
-        if _roomy(tried, build_columns(tried, candidates)):
+        if _roomy(tried, build_columns(tried, candidates, functions=functions)):
             high = middle
         else:
             low = middle
