@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -78,7 +78,7 @@ def newer_version(settings: Mapping[str, Any]) -> str | None:
     """Say that a configuration is of a newer version of transformers than this one; None where it is not."""
     try:
         wrote = Version(str(settings.get("transformers_version")))
-    except InvalidVersion:
+    except ValueError:  # no version, or one of so many digits that Python reads none of them
         return None
     if wrote.release <= Version(transformers_version).release:
         return None

@@ -310,6 +310,8 @@ def test_a_family_of_a_newer_version_is_refused_with_that_version(tmp_path: Path
     assert "written by transformers 99.1.0, which knows it" in str(refused.value.hint)
     with pytest.raises(ModelError, match="does not have") as refused:
         read_spec(find(str(written(tmp_path, transformers_version="4.0.0"))))
+    with pytest.raises(ModelError, match="does not have") as refused:
+        read_spec(find(str(written(tmp_path, transformers_version="9" * 8000))))
     assert refused.value.hint == "Use a model whose family transformers has."
 
 
