@@ -4,8 +4,8 @@ A weight lies in memory row after row. For every product in bfloat16 torch has o
 of a decode step takes nearly as long as the product itself. Here it is reordered once, when the model is loaded. The product that follows
 is oneDNN's own, so its numbers are torch's bit for bit: that is tried for each size of matrix, and a size that differs stays as it was.
 
-Other types stay as they are: float32 goes to another library, which adds up in another order, and without bfloat16 instructions torch does
-not use oneDNN.
+Other types stay as they are: float32 goes to another library, which adds up in another order. Without bfloat16 instructions ordered.py has
+other products.
 """
 
 from __future__ import annotations
