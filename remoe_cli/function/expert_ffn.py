@@ -232,11 +232,13 @@ def _tensor(stored: Array, dtype: str) -> Any:
 
 
 def _product(stored: Any, spec: FfnSpec) -> Product:
-    product: Product = stored
-    if isinstance(stored, np.ndarray):
-        ordered = spec.dtype == "bfloat16" and are_needed() and fits(*(stored.T if spec.transposed else stored).shape)
-        product = OrderedMatrix(np.array(stored.T if spec.transposed else stored, order="C")) if ordered else Matrix.of(stored, spec)
-    return product
+    if not isinstance(stored, np.ndarray):
+        product: Product = stored
+        return product
+    matrix = stored.T if spec.transposed else stored
+    if spec.dtype == "bfloat16" and are_needed() and fits(*matrix.shape):
+        return OrderedMatrix(np.array(matrix, order="C"))
+    return Matrix.of(stored, spec)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,10 @@ def _order(x: Tensor, weight: Tensor, has_bias: bool, transposed: bool) -> Order
     size = weight.shape, has_bias, transposed
     if size not in _sizes or not (_is_plain(weight) and _is_plain(x)):
         return None
-    known, rows = _orders(size), x.numel() // weight.shape[not transposed]
+    columns = _sides(size)[1]
+    if x.shape[-1] != columns:
+        return None  # torch says what is wrong with it
+    known, rows = _orders(size), x.numel() // columns
     if rows == 1:
         return known.one
     return known.many if rows >= known.least_rows and rows else None
@@ -158,9 +161,9 @@ def _tried(size: _Size) -> _Known:
 
 def _product(order: Order, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Shapes: x [..., in] and weight [out, in], in FOURS [in, out], contiguous."""
-    out, columns = weight.shape if order is not Order.FOURS else weight.shape[::-1]
+    columns = x.shape[-1]
+    out, rows = weight.numel() // columns, x.numel() // columns
     y = x.new_empty(*x.shape[:-1], out)
-    rows = x.numel() // columns
     threads = torch.get_num_threads() if out * columns * rows >= _ALONE else 1
     at = None if bias is None else bias.data_ptr()
     multiply(order, weight.data_ptr(), at, x.data_ptr(), y.data_ptr(), (out, columns, rows), _team() if threads > 1 else None, threads)

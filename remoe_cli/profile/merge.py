@@ -18,9 +18,7 @@ from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.record import (
     AXES,
     IN_SHARD,
-    WITH_ANSWERS,
-    WITH_ASSISTANT,
-    WITH_TEXTS,
+    OPTIONAL,
     Profile,
     ProfileRecord,
     read_profile,
@@ -29,7 +27,7 @@ from remoe_cli.profile.record import (
 )
 
 Arrays = dict[str, npt.NDArray[Any]]
-_AXES = AXES | WITH_TEXTS | WITH_ANSWERS | WITH_ASSISTANT | IN_SHARD
+_AXES = AXES | {name: axes for kind in OPTIONAL for name, axes in kind.items()} | IN_SHARD
 
 
 def merge(profiles: Sequence[Path], out: Path) -> Profile:

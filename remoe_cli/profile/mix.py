@@ -28,9 +28,7 @@ from remoe_cli.profile.loss_record import worst_loss
 from remoe_cli.profile.merge import Arrays, join
 from remoe_cli.profile.record import (
     AXES,
-    WITH_ANSWERS,
-    WITH_ASSISTANT,
-    WITH_TEXTS,
+    OPTIONAL,
     Profile,
     ProfileRecord,
     read_profile,
@@ -39,7 +37,6 @@ from remoe_cli.profile.record import (
 )
 
 Ints = npt.NDArray[np.int64]
-_KINDS = (WITH_TEXTS, WITH_ANSWERS, WITH_ASSISTANT)
 
 
 def mix(weights: Mapping[Path, float], out: Path) -> Profile:
@@ -63,7 +60,7 @@ def mix(weights: Mapping[Path, float], out: Path) -> Profile:
     counts = picked_counts([len(part.arrays["prompt_tokens"]) for part in parts], shares)
     rows = _alternating(counts)
     picked = [_picked(part, count) for part, count in zip(parts, counts, strict=True)]
-    names = [*AXES, *(name for kind in _KINDS if all(kind.keys() <= part.keys() for part in picked) for name in kind)]
+    names = [*AXES, *(name for kind in OPTIONAL if all(kind.keys() <= part.keys() for part in picked) for name in kind)]
     traced = _evenly_traced(picked, parts[0].record)
     joined = join([{name: part[name] for name in names} | {"prompt_index": row} for part, row in zip(traced, rows, strict=True)])
     joined.pop("prompt_index")
@@ -110,7 +107,7 @@ def _picked(profile: Profile, count: int) -> Arrays:
         owner = np.repeat(np.arange(len(arrays["bag_sizes"])), arrays["bag_sizes"])
         kept["N"] = np.flatnonzero(np.isin(owner, prompts))
     axes = dict(AXES)
-    for kind in _KINDS:
+    for kind in OPTIONAL:
         axes |= kind if kind.keys() <= arrays.keys() else {}
     picked = {name: arrays[name][kept[axis[0]]] for name, axis in axes.items()}
     return picked | {"trace_prompt": np.searchsorted(prompts, picked["trace_prompt"]).astype(np.int32)}

@@ -234,6 +234,7 @@ AXES = {
 WITH_TEXTS = {"bag_sizes": "P", "bag_tokens": "N", "bag_counts": "N"}  # all or none
 WITH_ANSWERS = {"draft_passes": "PDW"}
 WITH_ASSISTANT = {"assisted_passes": "PDW", "assistant_tokens": "PDA"}  # all or none, and only with answers
+OPTIONAL = (WITH_TEXTS, WITH_ANSWERS, WITH_ASSISTANT)
 IN_SHARD = {"prompt_index": "P"}
 
 
@@ -278,7 +279,7 @@ def _check(path: Path, record: ProfileRecord, arrays: dict[str, npt.NDArray[Any]
     letters |= {"L": len(spec.moe_layers), "E": spec.experts_per_layer, "k": spec.top_k}
     letters["N"] = int(arrays["bag_sizes"].sum()) if "bag_sizes" in arrays else 0
     letters |= {"D": len(MEASURED), "W": MOST_ROWS, "A": 2}
-    kinds = [kind for kind in (WITH_TEXTS, WITH_ANSWERS, WITH_ASSISTANT) if kind.keys() & arrays.keys()]
+    kinds = [kind for kind in OPTIONAL if kind.keys() & arrays.keys()]
     more = {name: axes for kind in kinds for name, axes in kind.items()}
     if (WITH_ASSISTANT in kinds) != (record.assistant is not None and WITH_ANSWERS in kinds) or (
         record.assistant is not None and record.latency.assistant is None

@@ -57,7 +57,7 @@ def load(
     begun_s = time.perf_counter()  # importing torch is a part of loading
     functions, sent = _functions(config), starting.sent if starting else list[Invocation]()
     try:
-        starting = starting or _start(config, connect, device, sent)
+        starting = starting or _start(functions, config, connect, device, sent)
         _import_engine()
         from remoe_cli.runtime.engine import start_engine
         from remoe_cli.runtime.expert_cache import cache_of
@@ -117,12 +117,18 @@ def _functions(config: ServerConfig) -> dict[int, list[RemoteFunction]]:
     return functions
 
 
-def _start(config: ServerConfig, connect: Connect, device: DeviceChoice | None, sent: list[Invocation]) -> Starting | None:
+def _start(
+    functions: dict[int, list[RemoteFunction]],
+    config: ServerConfig,
+    connect: Connect,
+    device: DeviceChoice | None,
+    sent: list[Invocation],
+) -> Starting | None:
     """Start the expert functions before torch is imported, unless that may show that there is no GPU: then nothing was spent."""
     from remoe_cli.runtime.start_ahead import start_all
 
     on_cpu = not config.gpu and device in (None, "cpu")
-    return start_all(_functions(config), connect, sent, config.start_ahead) if on_cpu else None
+    return start_all(functions, connect, sent, config.start_ahead) if on_cpu else None
 
 
 def load_here(
@@ -149,7 +155,9 @@ def load_here(
     from remoe_cli.runtime.last_resort import LastResort
 
     last_resort = last_resort or LastResort(str(server_json.parent / "bundle"))
-    elsewhere = {layer: [e for f in of_layer for e in f.experts] for layer, of_layer in _functions(config).items()}
+    elsewhere: dict[int, list[int]] = {}
+    for f in config.functions:
+        elsewhere.setdefault(f.layer, []).extend(f.experts)
     with reading_ahead(lambda: spans(checkpoint, elsewhere, config.spec.experts_per_layer)):
         main = load(config, checkpoint, connect, device=device, copied=True, last_resort=last_resort, assistant=assistant)
     checkpoint.check(model.revision)
@@ -176,7 +184,7 @@ def load_packaged(uri: str) -> MainFunction:
         """Start the expert functions as soon as it is known which they are."""
         if file.name == _CONFIG:
             known.append(artifacts.read_json(file, ServerConfig))
-            started = _start(known[0], connect, None, [])
+            started = _start(_functions(known[0]), known[0], connect, None, [])
             starting.extend([started] if started else [])
 
     with _importing_engine():

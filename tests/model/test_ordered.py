@@ -125,6 +125,8 @@ def test_other_types_strides_and_sizes_stay_with_torch() -> None:
     assert torch.equal(plain(x), F.linear(x.contiguous(), plain.weight))
     assert torch.equal(linear(torch.ones(2, 64), torch.ones(64, 64)), F.linear(torch.ones(2, 64), torch.ones(64, 64)))
     assert plain(x[:0]).shape == (0, 64)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # torch's own sentence, and nothing read beside the rows
+        plain(torch.ones(2, 48, dtype=torch.bfloat16))
 
 
 def test_shared_weights_are_taken_too() -> None:
