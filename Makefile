@@ -3,19 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test mutants test-gpu test-aws lint docs docs-reference kernel locks audit bench measure paper clean
+.PHONY: help demo check test test-all mutants test-gpu test-aws lint docs docs-reference kernel locks audit bench measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# torch first, in the version of constraints.txt, so that no other build of it is chosen on the way. Compiled at the end, as pip would
-# on one core only; some files are templates and fail, which pip does not mind either.
+# pip first: that of Python 3.11 takes twice as long to install all of this. Then torch, in the version of constraints.txt, so that no other
+# build of it is chosen on the way. Nothing is compiled ahead: of the files of torch and transformers few are ever imported.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
@@ -35,14 +35,19 @@ check: lint ## style, types, imports and unit tests, in less than 90 s: before e
 	$(PYTEST) $(TWO) -m "not alone" $(addprefix --ignore ,$(SLOW))
 
 # Then those that measure time, alone. pytest ends with 5 where a part has no such tests.
-test: $(VENV)/.installed ## run all tests, or a part: make test T=tests/plan
+ALONE := $(PYTEST) -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
+test: $(VENV)/.installed ## run the tests, of long sweeps a sample; or all of a part: make test T=tests/plan
 ifdef T
 	$(PYTEST) $(TWO) -m "not alone" $(T) || [ $$? -eq 5 ]
 	$(PYTEST) -m alone $(T) || [ $$? -eq 5 ]
 else
-	$(PYTEST) $(TWO) -m "not alone"
-	$(PYTEST) -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
+	$(PYTEST) $(TWO) -m "not alone" --sample
+	$(ALONE)
 endif
+
+test-all: $(VENV)/.installed ## run every test, half an hour on a slow machine: each night, and before a release
+	$(PYTEST) $(TWO) -m "not alone"
+	$(ALONE)
 
 # `make test` tries the same with fewer. Other mutants by another seed: make mutants SEED=7
 mutants: $(VENV)/.installed ## try a million damaged files and bodies on all parsers, and drawn requests on a server: each night, more than 20 minutes on two cores

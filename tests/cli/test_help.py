@@ -50,6 +50,7 @@ def test_every_command_and_option_is_explained(path: str) -> None:
         assert parameter.help and parameter.help[0] == parameter.help[0].strip() and parameter.help.endswith("."), parameter.name
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("path", PATHS)
 def test_every_command_shows_examples_that_parse(path: str) -> None:
     command, context = TREE[path]

@@ -258,6 +258,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform != "linux", reason="address spaces are limited on Linux only")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_one_sentence_in_bounded_memory(name: str, home: Path) -> None:

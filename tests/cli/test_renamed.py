@@ -22,6 +22,7 @@ def test_every_command_with_data_is_known() -> None:
     assert {command for command, options in OPTIONS.items() if "--data" in options} == set(WITH_DATA)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("command", "option", "sentence"), ROWS)
 def test_an_old_option_names_the_new_one(command: str, option: str, sentence: str) -> None:
     assert sentence.startswith(option) and option not in OPTIONS[command]

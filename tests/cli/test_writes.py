@@ -158,6 +158,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], None], ...]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("row", "put"), [pytest.param(row, put, id=f"{row}-{put.__name__}") for row in WRITES for put in FOREIGN[row.kind]]
 )
@@ -184,6 +185,7 @@ def test_what_remoe_did_not_make_stays(
     assert any(words in error for words in said), error
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("row", [row for row in WRITES if row.place in ("OUT", "OUT.json")], ids=str)
 @pytest.mark.parametrize("out", [".", "../home", "model"])
 def test_the_current_folder_and_the_model_stay(
@@ -197,6 +199,7 @@ def test_the_current_folder_and_the_model_stay(
 INPUTS = ("plan.json", "prompts.txt", "model/config.json", "model/model.safetensors", "profile/profile.json", "profile/arrays.safetensors")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("row", [row for row in WRITES if "OUT" in row.place and row.kind == "file"], ids=str)
 def test_an_input_is_not_written_over(home: Path, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of what remoe made itself, only a file of the very kind may be replaced: a plan by a plan."""

@@ -55,7 +55,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
         yield made
 
 
-@pytest.mark.parametrize("endpoint", [None, Endpoint.aws_lambda])
+@pytest.mark.parametrize("endpoint", [None, pytest.param(Endpoint.aws_lambda, marks=pytest.mark.nightly)])
 def test_answers_have_the_same_tokens_with_its_drafts(made: ByHand, endpoint: Endpoint | None) -> None:
     HERE.deploy(made.plan_path, "d", DeployOptions(endpoint=endpoint))
     document = client.answer(HERE.main_address("d"), PROMPT, 16, lambda text: None)

@@ -99,6 +99,7 @@ def planned_of(folder: Path, *more: str) -> Path:
     return plan
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "form"), sorted(PAIRS, key=lambda pair: pair == DAMAGED))
 def test_it_answers_as_transformers_does(family: str, form: str, deployed: Deployed) -> None:
     folder, status = deployed(family, form)

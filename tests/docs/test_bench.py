@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.paths import ROOT
 
 
+@pytest.mark.nightly
 def test_batching_prints_its_table(tmp_path: Path) -> None:
     small = ("--models", "demo", "--clients", "2", "--tokens", "8", "--rounds", "1")
     environment = os.environ | {"REMOE_STATE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -19,6 +19,7 @@ def one_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "PLACEMENTS", placements)
 
 
+@pytest.mark.nightly
 def test_the_dry_form_runs_whole(tmp_path: Path) -> None:
     found = {row.what: row for row in table.rows("cpu", tmp_path)}
     compared = [row for what, row in found.items() if "tokens" in what]

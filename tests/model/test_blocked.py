@@ -42,6 +42,7 @@ def _logits(model: PreTrainedModel) -> Tensor:
     return torch.cat(found, dim=1)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_bit_of_a_model_stays(family: str) -> None:
     model = build(family, torch.bfloat16)

@@ -39,6 +39,7 @@ def _fed(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     return torch.stack(logits)
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600 + BUDGET_S)
 def test_bfloat16_agrees_wherever_the_reference_is_clear(stage: Stage, measured: Callable[[str], None]) -> None:
     """Fed the reference's own tokens, one by one; a clear step is one whose two best logits differ by more than two bfloat16 steps."""

@@ -33,6 +33,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield made
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600 + BUDGET_S)
 def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage, tmp_path: Path, measured: Measured) -> None:
     stage.deployed("float32", 0.5)
@@ -53,6 +54,7 @@ def test_float32_answers_are_token_for_token_those_of_transformers(stage: Stage,
     assert all(a["receipt"]["invocations"] > 30 for a in answers)
 
 
+@pytest.mark.nightly
 def test_kill_worker_main_and_supervisor(stage: Stage) -> None:
     question = ("--prompt", "Count from one to thirty in words.", "--max-new-tokens", "40")
     stage.deployed("float32", 0.5)
@@ -117,6 +119,7 @@ def _await(holds: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)  # an answer is whole in seconds
 
 
+@pytest.mark.nightly
 def test_the_main_process_holds_only_its_share(stage: Stage, measured: Measured) -> None:
     # Both have functions to call, so both carry boto3: what differs is experts.
     for share in (0.5, 0.8):
@@ -131,6 +134,7 @@ def test_the_main_process_holds_only_its_share(stage: Stage, measured: Measured)
     assert saved == pytest.approx(half["expert_bytes_held"] - fifth["expert_bytes_held"], rel=0.25)
 
 
+@pytest.mark.nightly
 def test_an_impossible_target_exits_3_and_names_the_limit(stage: Stage, tmp_path: Path) -> None:
     plan, profile = tmp_path / "plan.json", str(stage.profile("float32"))
     error = remoe("plan", profile, "-o", str(plan), "--tpot", "0.001", code=3)["error"]

@@ -20,6 +20,7 @@ from tests.support.quantised import save_quantised
 STACKED = ("deepseek_v3", "mixtral", "nemotron_h", "qwen3_moe")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def test_parameters_are_those_of_transformers(family: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def all_local(layer: ExpertLayer, hidden: Tensor, index: Tensor, weights: Tensor
     return run_experts(layer, hidden, index, weights, {e: e for e in range(layer.experts)}, lambda *_: dict)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_hook_fires_once_a_layer_and_pass_and_says_which_layer(family: str) -> None:
     model = build(family)

@@ -45,6 +45,7 @@ def test_two_or_more_layers_of_routed_experts(name: str) -> None:
         assert all(parameter.shape[0] == EXPERTS for parameter in module.parameters(recurse=False))
 
 
+@pytest.mark.sweep
 @families
 def test_greedy_decoding_runs_to_the_length_asked_and_is_not_degenerate(name: str) -> None:
     model = build(name)
@@ -91,6 +92,7 @@ def test_a_seed_is_a_model_and_the_caller_keeps_its_random_numbers(name: str) ->
     assert any(not torch.equal(value, other[key]) for key, value in one.state_dict().items())
 
 
+@pytest.mark.sweep
 @families
 def test_half_precision_generates(name: str) -> None:
     model = build(name, torch.bfloat16)
@@ -98,6 +100,7 @@ def test_half_precision_generates(name: str) -> None:
     assert [len(row) for row in generate(model, PROMPTS)] == [8, 8]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("fused", [False, True], ids=["hub", "fused"])
 @families
 def test_a_saved_checkpoint_reads_back_as_the_same_model(name: str, fused: bool, tmp_path: Path) -> None:

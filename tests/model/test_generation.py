@@ -142,6 +142,7 @@ ASIDE: dict[str, Any] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ASIDE)
 def test_what_greedy_streaming_cannot_do_is_set_aside(name: str, original: Path, answer: list[int], tmp_path: Path) -> None:
     """The answer is that without the setting; top_k and diversity_penalty stand beside it, as they do in such files."""

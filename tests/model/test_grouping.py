@@ -36,6 +36,7 @@ def remote(layer: ExpertLayer, rows: dict[int, Tensor]) -> Any:
     return lambda: {e: run_expert(layer, e, x) for e, x in rows.items()}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sums_are_those_of_the_eager_loop_to_the_bit(family: str, dtype: torch.dtype) -> None:

@@ -60,6 +60,7 @@ def test_only_the_kept_rows_are_in_memory_and_the_rest_is_untouched(family: str,
     assert all(torch.equal(mine_state[n], full_state[n]) and mine_state[n].dtype == full_state[n].dtype for n in others)
 
 
+@pytest.mark.sweep
 @layouts
 @pytest.mark.parametrize("family", LAYOUT_FAMILIES)
 def test_a_layer_without_local_experts_runs_through_the_hook(family: str, fused: bool, tmp_path: Path) -> None:

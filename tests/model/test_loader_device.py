@@ -92,6 +92,7 @@ def test_all_but_the_experts_are_loaded_to_another_device(family: str, tmp_path:
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied == (family == "granitemoe")
 
 
+@pytest.mark.sweep
 @layouts
 @pytest.mark.parametrize("family", FAMILIES)
 def test_experts_for_a_gpu_are_loaded_apart(family: str, fused: bool, tmp_path: Path) -> None:

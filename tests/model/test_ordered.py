@@ -31,6 +31,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_bit_of_a_model_stays(family: str) -> None:
     model = build(family, torch.bfloat16)

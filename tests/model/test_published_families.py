@@ -125,6 +125,7 @@ def also_pictures(family: str, folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", ALSO_PICTURES)
 def test_the_text_of_a_family_of_pictures_is_served(family: str, tmp_path: Path) -> None:
     """With half of the experts remote, alone and in a batch; Llama 4's chunks of attention are shorter than the prompts."""

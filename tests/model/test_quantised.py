@@ -51,6 +51,7 @@ def _perplexity(model: PreTrainedModel, text: Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits, text[:, 1:].flatten()).exp())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "form"), PAIRS + OTHERS)
 def test_every_weight_is_transformers_bit_for_bit(family: str, form: str, tmp_path: Path) -> None:
     save_quantised(family, form, tmp_path / "model")
@@ -61,6 +62,7 @@ def test_every_weight_is_transformers_bit_for_bit(family: str, form: str, tmp_pa
         assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "form"), PAIRS)
 def test_a_shard_has_the_checkpoints_bytes_and_gives_transformers_experts(family: str, form: str, tmp_path: Path) -> None:
     """With half of the experts computed from shards, perplexity is within 0.2% of the model's that transformers dequantises."""
@@ -94,6 +96,7 @@ def test_a_shard_has_the_checkpoints_bytes_and_gives_transformers_experts(family
     assert _perplexity(part, text) == pytest.approx(_perplexity(reference, text), rel=0.002) and away.rows > 50
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "form"), PAIRS)
 def test_a_partial_checkpoint_keeps_the_stored_form(family: str, form: str, tmp_path: Path) -> None:
     save_quantised(family, form, tmp_path / "model")

@@ -39,6 +39,7 @@ def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     return sum(t.numel() * t.element_size() for t in kept)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_config_alone_tells_what_the_loaded_model_holds(family: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def test_every_parser_takes_its_own_inputs(parsers: dict[str, Parser]) -> None:
         assert len(refused) < len(parser.valid) and not any(refused), (name, refused)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.filterwarnings("ignore")
 def test_mutants_are_taken_or_refused_in_one_sentence(part: int, parsers: dict[str, Parser]) -> None:

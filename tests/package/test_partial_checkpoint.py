@@ -35,6 +35,7 @@ def _same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     )
 
 
+@pytest.mark.sweep
 @layouts
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_share_loads_to_what_the_checkpoint_does(family: str, fused: bool, tmp_path: Path) -> None:

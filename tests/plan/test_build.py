@@ -53,6 +53,7 @@ def number(text: str, pattern: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "options", [{}, {"remote_share": 0.5}, {"remote_share": 0.0}, {"remote_share": 1.0}, {"n_in": 7, "n_out": 90}, {"tpot_s": 0.02}]
 )

@@ -74,6 +74,7 @@ def catalog(**main: Any) -> Catalog:
 
 
 # Of skipped slots, a live target, CPU quotas, instances, experts on GPUs, kinds of requests, divided layers and cold starts.
+@pytest.mark.sweep
 @pytest.mark.parametrize(("seed", "requests"), [(0, 1), (16, 2), (28, 1), (2, 1), (44, 1), (7, 1), (3, 1)])
 def test_exact_is_brute_force(seed: int, requests: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "DRAFTED_STEPS", 24)
@@ -145,6 +146,7 @@ def test_without_tokens_that_follow_each_other_rows_are_drawn_independently(prof
         assert verify(plan_of(one, catalog(), speculate=4, examine=True), one, catalog()) == ()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "options",
     [

@@ -156,6 +156,7 @@ def held_against(brute: Brute, problem: Problem) -> None:
             assert solution.lower_bound <= best * (1 + 1e-6)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(INSTANCES))
 def test_exact_is_brute_force(seed: int, tmp_path: Path) -> None:
     brute, problem = instance(seed, tmp_path)

@@ -102,6 +102,7 @@ def plans(seed: int) -> list[tuple[Aim, Solution | None]]:
     return [(Aim(), free), *((aim, paper_plan(problem, aim, bound)) for aim in aims)]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(CASES))
 def test_no_plan_breaks_what_it_claims(seed: int) -> None:
     problem, _ = case(seed)

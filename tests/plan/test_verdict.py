@@ -138,6 +138,7 @@ def test_the_wording_of_each_verdict(basis: Basis, tmp_path: Path) -> None:
     assert re.sub(r"\$?\b\d+(?:[.,]\d+)*(?:e[+-]?\d+)?%?", "#", plan.reason) == SENTENCES[basis]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("basis", Basis)
 def test_the_verifier_agrees_and_names_another_basis_or_verdict(basis: Basis, tmp_path: Path) -> None:
     plan, profile, catalog = CASES[basis](tmp_path)

@@ -29,6 +29,7 @@ from tests.support.batching import PROMPTS, engine_of
 CYCLES = {3: 12.0, 4: 11.0, 5: 13.0, 6: 12.5}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("speculate", ["auto", 1, 4, 10])
 @pytest.mark.parametrize("name", ["mixtral", "dense"])
 def test_answers_take_the_passes_and_the_work_that_are_counted(speculate: Speculate, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

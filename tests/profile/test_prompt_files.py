@@ -86,6 +86,7 @@ def test_a_cell_may_be_long_and_have_lines(suffix: str, tmp_path: Path) -> None:
 SMALL = 1 << 18  # the limit of a row, for these tests
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "start", "more"),
     [

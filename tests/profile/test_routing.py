@@ -82,6 +82,7 @@ def test_the_trace_adds_up_to_the_decode_counts(family: str) -> None:
         assert np.array_equal(counts, batch.decode_counts[b])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("eos_as_list", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sequence_that_ended_is_not_counted_on(family: str, eos_as_list: bool) -> None:

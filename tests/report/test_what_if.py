@@ -158,6 +158,7 @@ def at_traffic(case: Case, per_hour: float) -> Problem:
     return problem_of(plan.model_copy(update={"workload": workload.model_copy(update=update)}), profile, catalog)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_gives_what_the_planner_gives(name: str, cases: dict[str, Case]) -> None:
     profile, catalog, plan = cases[name]
@@ -220,6 +221,7 @@ def test_the_table_has_the_copy_that_is_not_quantised_too(cases: dict[str, Case]
         assert (ours.usd, ours.ttft_s, ours.tpot_s) == pytest.approx(figures, rel=1e-9), (price, overhead, per_hour)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["by use", "unknown traffic", "scaled to zero", "at once", "one at a time"])
 @pytest.mark.parametrize("per_hour", TRAFFICS)
 def test_all_experts_local_follow_the_traffic(name: str, per_hour: float, cases: dict[str, Case]) -> None:

@@ -137,6 +137,7 @@ def result(child: ProcessPoolExecutor, folder: Path, *arguments: str) -> dict[st
     return child.submit(serve, str(folder), *arguments).result(280)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "tiers"), CASES)
 def test_a_step_of_a_layer_takes_two_copies_and_one_wait_at_most(
     family: str, tiers: str, child: ProcessPoolExecutor, tmp_path: Path

@@ -26,6 +26,7 @@ def _stay(model: torch.nn.Module) -> dict[int, tuple[int, ...]]:
 
 
 # That both layouts are read to the bit in bfloat16 too is test_loader.py's business.
+@pytest.mark.sweep
 @pytest.mark.parametrize(("dtype", "fused"), [("float32", False), ("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_remote_gives_the_reference_tokens(family: str, dtype: str, fused: bool, tmp_path: Path) -> None:

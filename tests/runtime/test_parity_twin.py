@@ -42,6 +42,7 @@ def _deployed(
         yield reference, split, dispatcher
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_tokens_are_equal(family: str, tmp_path: Path, probed: Mechanism) -> None:
     with _deployed(family, torch.float32, tmp_path, probed) as (reference, split, dispatcher):
@@ -51,6 +52,7 @@ def test_float32_tokens_are_equal(family: str, tmp_path: Path, probed: Mechanism
         assert torch.equal(greedy(split), greedy(reference))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_stays_within_a_rounding_step(family: str, tmp_path: Path, probed: Mechanism) -> None:
     with _deployed(family, torch.bfloat16, tmp_path, probed) as (reference, split, _):

@@ -112,6 +112,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_a_request_is_400_streamed_or_not(case: str, streamed: bool, made: ByHand) -> None:

@@ -215,6 +215,7 @@ def one_line(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd:
     return error
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_one_line_that_names_source_and_profile(
     row: Row, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -32,6 +32,7 @@ def shape(value: Any) -> Any:
     return [shape(item) for item in value] if isinstance(value, list) else type(value).__name__
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_cfn_lint_takes_every_plan(file: Path) -> None:
     plan = artifacts.read_json(file, Plan)

@@ -219,6 +219,7 @@ def test_the_lock_of_a_killed_command_is_taken_over_on_its_machine(left: dict[st
     assert stands(account, "stale") == {}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("body", [json.dumps(ELSEWHERE), json.dumps(here(os.getpid(), "NOW")), "{}", "[]", "[" * 5000, "not JSON", ""])
 def test_any_other_lock_is_respected(body: str, account: Account) -> None:
     deploy(account, "taken", a_plan())
