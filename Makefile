@@ -10,7 +10,9 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # pip first: that of Python 3.11 takes twice as long to install all of this. Then torch, in the version of constraints.txt, so that no other
-# build of it is chosen on the way. Nothing is compiled ahead: of the files of torch and transformers few are ever imported.
+# build of it is chosen on the way. Nothing is compiled ahead, as of the files of torch and transformers few are ever imported; but what is
+# imported has to be compiled once and not by each process, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3

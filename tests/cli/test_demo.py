@@ -144,7 +144,9 @@ def test_the_demo_tells_its_story_on_two_screens_and_its_commands_work(tmp_path:
     page = plan.with_name("report.html")
     assert f"All of this as a page for your browser: {story.shown(page)}" in run.stdout
     assert all(f'<section id="{name}"' in page.read_text(encoding="utf-8") for name in ("costs", "placement", "activation", "measured"))
-    assert len(lines) - len(signs_of_life) <= LINES
+    # The described times may be far from this machine's, which is then said.
+    doubts = story.accuracy_lines(1.0, 2.0) if "The predicted time per further token is" in run.stdout + run.stderr else []
+    assert len(lines) - len(signs_of_life) - len(doubts) <= LINES
     answer = run.stdout.splitlines()[0]
     assert answer.startswith("The capital of France is Paris.") and answer.endswith(".")
     assert all(len(line) <= WIDTH for line in lines if line != answer and str(tmp_path) not in line)
