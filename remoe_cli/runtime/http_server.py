@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -17,6 +18,9 @@ from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.main_function import MainFunction
 
 _END_S = 20  # for answers under way when the server ends
+# Clients keep an idle connection for 5 s (httpx, and so openai's and anthropic's). A server that ended it as soon, as uvicorn does, would
+# now and then end one as its next request comes.
+_IDLE_S = 75
 
 
 class Server(uvicorn.Server):
@@ -52,6 +56,16 @@ def http_server(
     `door` and `token` say which requests are answered.
     """
     app = Guarded(with_token(make_app(loading, model_thread, ending, limits), token), door)
-    # Without proxy_headers: X-Forwarded-For would say who asks.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False, timeout_graceful_shutdown=_END_S)
-    return Server(config, ending)
+    return Server(configured(app), ending)
+
+
+def configured(app: Any) -> uvicorn.Config:
+    """Say how an application is served."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # X-Forwarded-For would say who asks
+        timeout_graceful_shutdown=_END_S,
+        timeout_keep_alive=_IDLE_S,
+    )

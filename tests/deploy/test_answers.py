@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -55,6 +56,12 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ByHand]:
         yield made
 
 
+def once(line: dict[str, Any]) -> int:
+    """Invocations of a receipt's line without second ones, which calls get that take long on a busy machine."""
+    invocations: int = line["invocations"] - line.get("hedges", 0)
+    return invocations
+
+
 def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: ByHand) -> None:
     status = HERE.deploy(inputs.plan_path, "d", DeployOptions(speculate=4))
     assert [f["name"] for f in status["functions"]] == ["d-layer-000-0", "d-layer-000-1", "d-layer-000-2", "d-layer-001"]
@@ -72,7 +79,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     assert answer["token_ids"] == inputs.tokens()
     assert {f["name"] for f in answer["receipt"]["functions"]} == {f["name"] for f in status["functions"]}
     # A prompt and 15 tokens: at most one invocation of a function a pass, and of its second replica for the prompt.
-    assert all(0 < f["invocations"] <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
+    assert all(0 < once(f) <= 16 + (f["name"] == "d-layer-001") for f in answer["receipt"]["functions"])
     assert answer["receipt"]["retries"] == 0
     assert (
         answer["receipt"]["main"]["device"] == HERE.status("d")["main"]["device"] and answer["receipt"]["main"]["device"]["kind"] == "cpu"
@@ -99,7 +106,7 @@ def test_a_deployment_with_a_divided_layer_answers_as_transformers_does(inputs: 
     repeated = httpx.post(f"http://127.0.0.1:{port}/invocations", json=again, trust_env=False, timeout=60).json()
     receipt = repeated["receipt"]
     assert repeated["token_ids"] == [5] * 16 and receipt["accepted_tokens"] == receipt["draft_tokens"] > 8
-    assert all(f["invocations"] <= 16 - receipt["accepted_tokens"] + (f["name"] == "d-layer-001") for f in receipt["functions"])
+    assert all(once(f) <= 16 - receipt["accepted_tokens"] + (f["name"] == "d-layer-001") for f in receipt["functions"])
     if other_user.can_run():
         assert other_user.ask(port, "POST", "/invocations", json.dumps(asked))[0] == 403
     problem = make_problem(inputs.profile, catalog, PlanRequest(n_in=20, n_out=15))

@@ -13,6 +13,7 @@ import pytest
 
 from remoe_cli.errors import DeployError
 from remoe_cli.runtime import app, client
+from remoe_cli.runtime.http_server import configured
 from remoe_cli.runtime.main_function import MainFunction
 from tests.support.api_server import serving, whole_model
 from tests.support.chatml import save_chatml
@@ -89,3 +90,9 @@ def test_counting_waits_for_no_answer(url: str, held: threading.Event) -> None:
             assert counted.json()["input_tokens"] > 10 and not answer.done()
         held.set()
         assert answer.result().json()["usage"]["input_tokens"] == counted.json()["input_tokens"]
+
+
+def test_a_connection_that_waits_is_ended_by_its_client() -> None:
+    """Where both end it after as long, one may be ended as its next request comes, which is then lost."""
+    clients_s = (httpx.Limits().keepalive_expiry, openai.DEFAULT_CONNECTION_LIMITS.keepalive_expiry)
+    assert all(each is not None and configured(app).timeout_keep_alive > 2 * each for each in clients_s)

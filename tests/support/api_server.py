@@ -19,6 +19,7 @@ from remoe_cli.runtime import address
 from remoe_cli.runtime.app import make_app
 from remoe_cli.runtime.bearer import with_token
 from remoe_cli.runtime.engine import start_engine
+from remoe_cli.runtime.http_server import configured
 from remoe_cli.runtime.limits import Limits
 from remoe_cli.runtime.main_function import MainFunction
 from remoe_cli.runtime.receipt import Prices
@@ -49,7 +50,7 @@ def serving(main: Any, limits: Limits = Limits(), host: str = "127.0.0.1", token
     ending = threading.Event()
     with ThreadPoolExecutor(1) as model_thread, address.listen(host, 0) as listener:
         app: Any = with_token(make_app(loading, model_thread, ending, limits), token)
-        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        running = uvicorn.Server(configured(app))
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
         try:
