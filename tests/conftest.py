@@ -37,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("sample"):
-        taken = [*sampled(items)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(taken)])
+        taken = dict.fromkeys(sampled(items))
+        config.hook.pytest_deselected(items=[item for item in items if item not in taken])
         items[:] = taken
 
 
