@@ -63,7 +63,6 @@ def test_weights_that_an_index_has_elsewhere_are_refused(name: Any, tmp_path: Pa
         _ = Checkpoint("m", tmp_path).weight_files
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("command", ["status", "destroy", "logs", "infer --prompt x", "serve"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name and "\0" not in name], ids=ascii)
 def test_a_deployments_name_is_no_path(

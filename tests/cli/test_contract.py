@@ -33,11 +33,11 @@ def elapsed_s(*command: str) -> float:
 @pytest.mark.alone
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_are_quick(option: str, measured) -> None:  # type: ignore[no-untyped-def]
-    """Under 0.3 s where Python with typer alone starts in 0.1 s: 1.4 to 2.0 times that on a quick machine, up to 3.2 on a slow one."""
+    """Under 0.3 s, on a machine where Python with typer alone starts in 0.1 s; a slower machine may be as much slower with both."""
     pairs = [(elapsed_s("-m", "remoe_cli", option), elapsed_s("-c", "import typer.main; print(1)")) for _ in range(7)]
     remoe_s, typer_s = (min(column) for column in zip(*pairs, strict=True))
     measured(f"remoe {option}: {remoe_s:.2f} s, ratio to typer alone {remoe_s / typer_s:.2f}")
-    assert remoe_s < max(0.3, 4 * typer_s)
+    assert remoe_s < max(0.3, 3 * typer_s)
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -57,7 +57,6 @@ def test_every_command_is_listed_and_takes_json_and_quiet(command: str) -> None:
     assert "--json" in text and "--quiet" in text
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("arguments", "code", "kind", "message"),
     [

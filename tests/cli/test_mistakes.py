@@ -98,7 +98,6 @@ def test_an_option_without_its_value_points_to_the_commands_own_help(arguments: 
 PLAN, PROFILE, MODEL = (f"a {what}, and 'remoe {{}}' takes a {{}}." for what in ("plan", "profile", "model"))
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [

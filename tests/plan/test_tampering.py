@@ -178,7 +178,6 @@ TABLE: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("row", range(len(TABLE)), ids=[f"{case}: {field}" for case, _, field in TABLE])
 def test_the_verifier_names_what_is_altered(row: int, made: tuple[Profile, dict[str, Plan]]) -> None:
     (profile, plans), (case, alter, field) = made, TABLE[row]

@@ -58,7 +58,6 @@ def ask(served: tuple[str, int], method: str, path: str, headers: dict[str, str]
         connection.close()
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
