@@ -57,7 +57,7 @@ def command(
         read = read_inputs(inputs, trace)
     agree_to_replace(yes, *places)
     from remoe_cli.report.content import content_of
-    from remoe_cli.report.summary import break_even_document
+    from remoe_cli.simulate.wording import break_even_document
 
     content = content_of(read, output.progress)
     with output.progress("Drawing"):

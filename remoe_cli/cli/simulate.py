@@ -12,6 +12,7 @@ from remoe_cli.cli.groups import examples
 from remoe_cli.cli.options import PlanArgument
 
 if TYPE_CHECKING:
+    from remoe_cli.simulate.break_even import BreakEvenBursts
     from remoe_cli.simulate.summary import Figure, Summary
 
 _REQUESTS = 20_000
@@ -71,6 +72,11 @@ def command(
         from remoe_cli.simulate.summary import simulated
 
         found = simulated(ways(inputs, source), source, requests, seeds)
+    with output.progress("Break-even traffic"):
+        from remoe_cli.simulate.break_even import break_even
+        from remoe_cli.simulate.wording import break_even_document
+
+        line = break_even(inputs, source)
     document: dict[str, Any] = {
         "plan": str(plan),
         "trace": None if trace is None else str(trace),
@@ -79,8 +85,15 @@ def command(
         "requests": requests,
         "seeds": seeds,
         "ways": [_document(one) for one in found],
+        "break_even": None if line is None else break_even_document(line),
     }
-    output.result(document, lambda: _show(found, source.per_hour, requests, seeds))
+
+    def show() -> None:
+        _show(found, source.per_hour, requests, seeds)
+        if line is not None:
+            _show_break_even(line)
+
+    output.result(document, show)
 
 
 def _document(one: Summary) -> dict[str, Any]:
@@ -120,3 +133,10 @@ def _show(found: list[Summary], per_hour: float, requests: int, seeds: int) -> N
     least, most = dollars(cheapest.usd_per_hour.least), dollars(cheapest.usd_per_hour.most)
     of_runs = "" if least == most else f": {least} to {most} an hour in single runs"
     output.paragraph(f"Cheapest of those that answer at least {1 - _REFUSED:.0%}: {cheapest.name}, {cheapest.spec}{of_runs}.")
+
+
+def _show_break_even(line: BreakEvenBursts) -> None:
+    from remoe_cli.simulate.wording import cheaper_text, has_point, runs_text
+
+    there = f": {runs_text(line)} in single runs. Cheapest always on there: {line.against}" if has_point(line) else ""
+    output.paragraph(f"Where requests come like these, {cheaper_text(line)}{there}.")

@@ -9,7 +9,7 @@ import numpy as np
 from remoe_cli.plan.assess.frontier import Point
 from remoe_cli.plan.document import Baseline, Plan, Unquantised
 from remoe_cli.plan.explain.alternatives import beside
-from remoe_cli.plan.wording import bought, capitalized, dollars, figure, month_usd, seconds, token_usd
+from remoe_cli.plan.wording import bought, capitalized, dollars, month_usd, seconds, token_usd
 from remoe_cli.predict.pairs import Similarity
 from remoe_cli.report import svg
 from remoe_cli.report.cold_start import STEPS, Start
@@ -17,7 +17,8 @@ from remoe_cli.report.content import Predictors
 from remoe_cli.report.inputs import ReceiptFigures
 from remoe_cli.report.routing import Routing
 from remoe_cli.report.style import markers
-from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, MOST_REFUSED, BreakEvenBursts
+from remoe_cli.simulate.break_even import BreakEvenBursts
+from remoe_cli.simulate.wording import cheaper_text, runs_text, traffic_text
 
 BINS = 28  # of a chart of pairs, each way
 MOST_MARKS = 2000
@@ -188,15 +189,8 @@ def bursts(found: Sequence[BreakEvenBursts], plan: Plan | None) -> str:
 
 def _bursts_row(one: BreakEvenBursts) -> tuple[str, ...]:
     ttft, other = (" / ".join(seconds(each) if each == each else "-" for each in pair) for pair in (one.ttft_s, one.against_ttft_s))
-    least, most = (figure(float(f"{each:.3g}")) for each in (one.per_hour.least, one.per_hour.most))
     name = f"{one.burstiness:.3g}{', of the trace' if one.own else ''}"
-    return (name, _traffic(one), f"{least} to {most}", ttft, one.against or "nothing", other)
-
-
-def _traffic(one: BreakEvenBursts) -> str:
-    if one.per_hour.mean <= LEAST_PER_HOUR:
-        return "never"
-    return "always" if one.per_hour.mean >= MOST_PER_HOUR else figure(float(f"{one.per_hour.mean:.3g}"))
+    return (name, traffic_text(one), runs_text(one), ttft, one.against or "nothing", other)
 
 
 def bursts_sentence(found: Sequence[BreakEvenBursts]) -> str:
@@ -205,19 +199,7 @@ def bursts_sentence(found: Sequence[BreakEvenBursts]) -> str:
     in_bursts, trace = max((one for one in found if not one.own), key=lambda one: one.burstiness), [one for one in found if one.own]
     asked = [("at random", at_random), (f"in bursts (burstiness {in_bursts.burstiness:g})", in_bursts)]
     asked += [(f"at the times of the trace (burstiness {one.burstiness:.2g})", one) for one in trace]
-    return capitalized("; ".join(f"where requests come {how}, {_cheaper(one)}" for how, one in asked) + ".")
-
-
-def _cheaper(one: BreakEvenBursts) -> str:
-    match _traffic(one):
-        case "never" if one.refused > MOST_REFUSED:
-            return f"this plan leaves {one.refused:.0%} of them without an answer"
-        case "never":
-            return f"what is always on costs less from {LEAST_PER_HOUR:g} requests an hour on"
-        case "always":
-            return f"this plan costs less up to {MOST_PER_HOUR:,.0f} requests an hour and more"
-        case traffic:
-            return f"this plan costs less up to {traffic} requests an hour"
+    return capitalized("; ".join(f"where requests come {how}, {cheaper_text(one)}" for how, one in asked) + ".")
 
 
 def cold_starts(starts: Sequence[Start]) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from remoe_cli.plan.explain.rows import baseline_columns, baseline_rows
 from remoe_cli.plan.wording import VERDICT_WORDS, bought, form_text, prices, seconds
 from remoe_cli.report.charts import bursts_sentence, measured_rows
 from remoe_cli.report.content import Content
-from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
@@ -50,20 +48,3 @@ def measured_table(content: Content) -> Rows | None:
         return None
     columns = ("", "requests", "measured", "predicted", "measured /\npredicted", "95%\nwithin")
     return "Medians of the receipts", columns, tuple(measured_rows(content.receipts.figures))
-
-
-def break_even_document(one: BreakEvenBursts) -> dict[str, Any]:
-    """Write a break-even traffic as JSON.
-
-    The requests an hour are null where they are not between the ends of what was looked at.
-    """
-    least, most = LEAST_PER_HOUR, MOST_PER_HOUR
-    inside = least < one.per_hour.mean < most
-    return {
-        "burstiness": one.burstiness,
-        "of_trace": one.own,
-        "requests_per_hour": one.per_hour._asdict() if inside else None,
-        "cheaper": "below" if inside else "always" if one.per_hour.mean >= most else "never",
-        "refused": one.refused,
-        "against": one.against,
-    }

@@ -71,23 +71,38 @@ def break_even_bursts(inputs: tuple[Plan, Profile, Catalog], source: Source, rep
 
     Empty where the plan has nothing serverless, or nothing else is always on.
     """
-    plan, problem = inputs[0], problem_of(*inputs)
-    if plan.main.kind is MainKind.ALWAYS_ON and not any(layer.remote for layer in plan.layers):
+    asked: list[float | None] = [*BURSTINESS, *(() if source.gaps_s is None else (None,))]
+    at, guess = _compared_at(inputs, source), _first_guess(inputs[0], source)
+    if at is None:
         return ()
-    at = _services_at(problem, plan, source)
-    if len(at(0)) == 1:
-        return ()
-    own = own_burstiness(source)
-    asked: list[float | None] = [*BURSTINESS, *(() if own is None else (None,))]
-    found, guess = [], _step_of(plan.break_even_traffic.requests_per_hour if plan.break_even_traffic else source.per_hour)
+    found = []
     for done, burstiness in enumerate(asked):
         report(done, len(asked))
-        one = _at_burstiness(at, replace(source, burstiness=burstiness), burstiness or own or 0.0, guess)
+        one = _at_burstiness(at, replace(source, burstiness=burstiness), guess)
         if burstiness is not None:
             guess = _step_of(one.per_hour.mean)
         found.append(one)
     report(len(asked), len(asked))
     return tuple(found)
+
+
+def break_even(inputs: tuple[Plan, Profile, Catalog], source: Source) -> BreakEvenBursts | None:
+    """Find the break-even traffic of requests as these come; None as in `break_even_bursts`."""
+    at = _compared_at(inputs, source)
+    return None if at is None else _at_burstiness(at, source, _first_guess(inputs[0], source))
+
+
+def _first_guess(plan: Plan, source: Source) -> int:
+    return _step_of(plan.break_even_traffic.requests_per_hour if plan.break_even_traffic else source.per_hour)
+
+
+def _compared_at(inputs: tuple[Plan, Profile, Catalog], source: Source) -> Callable[[int], list[Service]] | None:
+    """Give what is compared at each traffic; None where the plan has nothing serverless, or nothing else is always on."""
+    plan, problem = inputs[0], problem_of(*inputs)
+    if plan.main.kind is MainKind.ALWAYS_ON and not any(layer.remote for layer in plan.layers):
+        return None
+    at = _services_at(problem, plan, source)
+    return None if len(at(0)) == 1 else at
 
 
 def _services_at(problem: Problem, plan: Plan, source: Source) -> Callable[[int], list[Service]]:
@@ -106,7 +121,7 @@ def _services_at(problem: Problem, plan: Plan, source: Source) -> Callable[[int]
     return at
 
 
-def _at_burstiness(at: Callable[[int], list[Service]], source: Source, burstiness: float, guess: int) -> BreakEvenBursts:
+def _at_burstiness(at: Callable[[int], list[Service]], source: Source, guess: int) -> BreakEvenBursts:
     steps, runs = list[float](), list[_Compared]()
     for seed in range(_SEEDS):
         step, there = _of_seed(at, source, seed, round(steps[-1]) if steps else guess)
@@ -114,7 +129,7 @@ def _at_burstiness(at: Callable[[int], list[Service]], source: Source, burstines
         runs.append(there)
     against, other = runs[0].against, runs[0].other
     return BreakEvenBursts(
-        burstiness=burstiness,
+        burstiness=(own_burstiness(source) or 0.0) if source.burstiness is None else source.burstiness,
         own=source.burstiness is None,
         per_hour=Figure(*(_per_hour(step) for step in (float(np.mean(steps)), min(steps), max(steps)))),
         refused=float(runs[0].own.refused.mean()),

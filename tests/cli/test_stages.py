@@ -83,6 +83,7 @@ LONG: dict[str, list[tuple[str, Stages]]] = {
                 "simulate.requests.source_of": "Reading the trace",
                 "simulate.ways.ways": "Simulating",
                 "simulate.summary.simulated": "Simulating",
+                "simulate.break_even.break_even": "Break-even traffic",
             },
         )
     ],

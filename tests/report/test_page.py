@@ -27,9 +27,10 @@ from remoe_cli.report.inputs import Inputs, ReceiptFigures, Receipts, read_input
 from remoe_cli.report.page import page, write_page
 from remoe_cli.report.pictures import PICTURES, draw_pictures
 from remoe_cli.report.routing import Routing, Skew, Use, routing_of
-from remoe_cli.report.summary import break_even_document, labels, measured_table
+from remoe_cli.report.summary import labels, measured_table
 from remoe_cli.simulate.break_even import LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts
 from remoe_cli.simulate.summary import Figure
+from remoe_cli.simulate.wording import break_even_document
 from tests.support.synthetic import plan_by_hand, plan_of, synthetic_profile, tiny_catalog
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"

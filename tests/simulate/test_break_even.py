@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import MainKind, Plan
 from remoe_cli.plan.problem.request import problem_of
 from remoe_cli.profile.record import Profile
-from remoe_cli.simulate.break_even import BURSTINESS, LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts, break_even_bursts
+from remoe_cli.simulate.break_even import BURSTINESS, LEAST_PER_HOUR, MOST_PER_HOUR, BreakEvenBursts, break_even, break_even_bursts
 from remoe_cli.simulate.requests import Source, source_of_traffic
+from tests.support import forked
 from tests.support.synthetic import plan_of, synthetic_profile, tiny_catalog
 
 Inputs = tuple[Plan, Profile, Catalog]
@@ -102,3 +104,25 @@ def test_it_says_how_long_requests_wait_there(tmp_path: Path) -> None:
         assert 0 < one.ttft_s[0] <= one.ttft_s[1] and 0 < one.against_ttft_s[0] <= one.against_ttft_s[1]
     assert not any(math.isnan(each) for one in found for each in one.ttft_s)
     assert at(found, 6.0).per_hour.mean < 0.7 * at(found, 1.0).per_hour.mean  # a request that meets another one starts more
+
+
+def test_requests_of_one_kind_have_the_point_that_all_of_them_have(tmp_path: Path) -> None:
+    given = inputs(tmp_path, 0.02, idle_ttl_s=60.0)
+    for burstiness in (1.0, 3.0):
+        one = break_even(given, replace(source(given), burstiness=burstiness))
+        assert one is not None
+        assert one.per_hour.mean == pytest.approx(at(break_even_bursts(given, source(given)), burstiness).per_hour.mean)
+    local = plan_of(given[1], given[2], requests_per_hour=4000.0)
+    assert break_even((local, *given[1:]), source(given)) is None
+
+
+def test_the_command_draws_the_line(tmp_path: Path) -> None:
+    synthetic_profile(tmp_path / "profile", layers=2, experts=4, expert_mb=40)
+    asked = (str(tmp_path / "plan.json"), "--requests-per-hour", "3", "--requests", "50", "--seeds", "1")
+    forked.document("plan", str(tmp_path / "profile"), "-o", asked[0], "--catalog", "aws-us-east-1", "--requests-per-hour", "3")
+    line = forked.document("simulate", *asked, "--burstiness", "3")["break_even"]
+    assert line["cheaper"] == "below" and line["burstiness"] == 3.0 and not line["of_trace"]
+    shown = " ".join(forked.remoe("simulate", *asked, "--burstiness", "3").stdout.split())
+    found = re.search(r"Where requests come like these, this plan costs less up to ([\d,]+) requests an hour: .* there: (.*)\.", shown)
+    assert found and float(found[1].replace(",", "")) == pytest.approx(line["requests_per_hour"]["mean"], rel=0.01)
+    assert found[2] == line["against"]
