@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from remoe_cli import artifacts, openmp
+from remoe_cli import artifacts, threads
 
-openmp.wait_briefly(os.environ)  # before torch is imported, as the command line does
+threads.wait_briefly(os.environ)  # before torch is imported, as the command line does
 
 from remoe_cli.cli.demo import _prompts  # noqa: E402
 from remoe_cli.deploy.console import SILENT  # noqa: E402

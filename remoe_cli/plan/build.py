@@ -45,8 +45,10 @@ from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.profile.loss_record import loss_warning
 from remoe_cli.profile.record import Profile
+from remoe_cli.threads import one_for_products
 
 
+@one_for_products()
 def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
     """Make the plan that is asked for.
 

@@ -20,6 +20,7 @@ from remoe_cli.plan.solve.exact import GAP, Solution, solve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.record import Profile
+from remoe_cli.threads import one_for_products
 
 POINTS = 9
 SCANNED = 7  # of a frontier that nobody waits for
@@ -41,6 +42,7 @@ class Point(NamedTuple):
     main: str
 
 
+@one_for_products()
 def frontier(
     profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None], speculate: Depth = "off"
 ) -> list[Point]:
@@ -75,6 +77,7 @@ def frontier(
     return unbeaten(points)
 
 
+@one_for_products()
 def scanned_frontier(problem: Problem, limits: Aim, progress: Callable[[int, int], None]) -> list[Point]:
     """Do the same by the scan, in a few seconds.
 
