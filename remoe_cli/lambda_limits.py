@@ -9,7 +9,7 @@ Source: AWS Lambda developer guide, "Lambda quotas" (memory, timeout, payload), 
 
 from __future__ import annotations
 
-from remoe_cli.threads import WAITS
+from remoe_cli import openmp
 
 MIN_MEMORY_MB, MAX_MEMORY_MB = 128, 10_240
 MB_PER_VCPU = 1769
@@ -44,7 +44,7 @@ def thread_environment(memory_mb: int) -> dict[str, str]:
     Threads that spin cost more than the work where there are fewer cores than threads (measured: 1 ms becomes 28 ms).
     """
     count = str(threads(memory_mb))
-    return {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, **WAITS}
+    return {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, **openmp.WAITS}
 
 
 def read_timeout_s(timeout_s: float) -> float:

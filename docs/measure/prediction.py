@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from remoe_cli import artifacts, threads
+from remoe_cli import artifacts, openmp
 
-threads.wait_briefly(os.environ)  # before torch is imported, as the command line does
+openmp.wait_briefly(os.environ)  # before torch is imported, as the command line does
 
 from remoe_cli.cli.demo import _prompts  # noqa: E402
 from remoe_cli.deploy.console import SILENT  # noqa: E402

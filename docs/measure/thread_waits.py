@@ -2,8 +2,8 @@
 
     python docs/measure/thread_waits.py [--prompts 4] [--rounds 2]
 
-Each setting has a process of its own, in turns, for the settings are read when torch is imported (remoe_cli/threads.py). Prints medians
-over prompts and rounds, relative to the setting that remoe chooses.
+Each setting has a process of its own, in turns, for the settings are read when torch is imported (remoe_cli/openmp.py). Prints medians over
+prompts and rounds, relative to the setting that remoe chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 
-from remoe_cli.threads import WAITS
+from remoe_cli.openmp import WAITS
 
 CHOSEN = " ".join(f"{name}={value}" for name, value in WAITS.items())
 SETTINGS = (CHOSEN, "libgomp's own", "OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=100", "GOMP_SPINCOUNT=10000")

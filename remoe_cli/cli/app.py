@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import typer
 from typer.exceptions import TyperException
 
-from remoe_cli import __version__, interrupts, threads
+from remoe_cli import __version__, interrupts, openmp
 from remoe_cli.cli import (
     calibrate,
     catalog_update,
@@ -170,7 +170,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit."""
-    threads.wait_briefly(os.environ)  # here, and in the servers that are started from here
+    openmp.wait_briefly(os.environ)  # here, and in the servers that are started from here
     code = run()
     if code in (130, 143):  # at once: the end of an interpreter with torch in it takes seconds, and waits for threads
         output.flush()

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from remoe_cli import cages, settings
 from remoe_cli.doctor.finding import Finding, price_age, tried
 from remoe_cli.errors import RemoeError
-from remoe_cli.threads import usable_cores
+from remoe_cli.openmp import usable_cores
 from remoe_cli.units import size
 
 _PORT = 8080  # of `remoe serve`, unless --port names another one

@@ -26,6 +26,7 @@ Stages 2 to 5 share one cost model: `evaluate` (cost/placement.py) over cost/mai
 
 from __future__ import annotations
 
+from remoe_cli.blas import one_thread
 from remoe_cli.errors import UsageError
 from remoe_cli.plan.assess.form import form_notes
 from remoe_cli.plan.assess.kinds import by_kind
@@ -45,10 +46,9 @@ from remoe_cli.plan.problem.request import PlanRequest, make_problem
 from remoe_cli.plan.problem.workload import Workload
 from remoe_cli.profile.loss_record import loss_warning
 from remoe_cli.profile.record import Profile
-from remoe_cli.threads import one_for_products
 
 
-@one_for_products()
+@one_thread()
 def make_plan(profile: Profile, catalog: Catalog, request: PlanRequest | None = None) -> Plan:
     """Make the plan that is asked for.
 

@@ -32,11 +32,11 @@ from remoe_cli.model.experts import ExpertLayer, expert_layers, run_expert
 from remoe_cli.model.gpu_experts import gpu_experts
 from remoe_cli.model.products import prepare_products
 from remoe_cli.model.quantise import Integers
+from remoe_cli.openmp import usable_cores
 from remoe_cli.profile.curves import EXPONENTIAL, PHYSICAL, ROOFLINE, fit, fit_linear
 from remoe_cli.profile.function_latency import function_expert
 from remoe_cli.profile.latency_record import Latency, Linear, MeasuredPoint, Timing
 from remoe_cli.profile.pass_times import PROMPT_TOKENS, ROUNDS, Pass, PassTimes, now, time_passes
-from remoe_cli.threads import usable_cores
 
 _TOKENS = (1, 4, 16, 64, 256)
 _ROUND_S = 0.05  # of calls of an expert for one setting in a round

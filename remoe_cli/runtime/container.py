@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
-from remoe_cli import threads
+from remoe_cli import openmp
 from remoe_cli.runtime import server
 from remoe_cli.runtime.access import Door
 from remoe_cli.runtime.limits import Limits
@@ -25,7 +25,7 @@ LIMITS = Limits(whole_s=54, streamed_s=468)
 
 
 def main(arguments: list[str]) -> None:
-    threads.wait_briefly(os.environ)  # before torch is imported
+    openmp.wait_briefly(os.environ)  # before torch is imported
     uri = os.environ.get("REMOE_MAIN")
     if arguments != ["serve"] or not uri:
         sys.exit("error: This program is started as 'serve', with REMOE_MAIN=s3://BUCKET/main/SHA256.json in its environment.")

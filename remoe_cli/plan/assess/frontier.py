@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from remoe_cli.blas import one_thread
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.cost.placement import evaluate
 from remoe_cli.plan.problem.aim import Aim
@@ -20,7 +21,6 @@ from remoe_cli.plan.solve.exact import GAP, Solution, solve
 from remoe_cli.plan.solve.node import Task
 from remoe_cli.plan.solve.scan import scan
 from remoe_cli.profile.record import Profile
-from remoe_cli.threads import one_for_products
 
 POINTS = 9
 SCANNED = 7  # of a frontier that nobody waits for
@@ -42,7 +42,7 @@ class Point(NamedTuple):
     main: str
 
 
-@one_for_products()
+@one_thread()
 def frontier(
     profile: Profile, catalog: Catalog, request: PlanRequest, progress: Callable[[int, int], None], speculate: Depth = "off"
 ) -> list[Point]:
@@ -77,7 +77,7 @@ def frontier(
     return unbeaten(points)
 
 
-@one_for_products()
+@one_thread()
 def scanned_frontier(problem: Problem, limits: Aim, progress: Callable[[int, int], None]) -> list[Point]:
     """Do the same by the scan, in a few seconds.
 

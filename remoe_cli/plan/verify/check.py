@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
+from remoe_cli.blas import one_thread
 from remoe_cli.plan.catalog.catalog import Catalog
 from remoe_cli.plan.document import (
     Baseline,
@@ -38,7 +39,6 @@ from remoe_cli.plan.verify.limits import in_time, limits, placement
 from remoe_cli.plan.verify.requests import SHARES, Request, spread, times, too_long
 from remoe_cli.plan.verify.unquantised import unquantised
 from remoe_cli.profile.record import Profile
-from remoe_cli.threads import one_for_products
 
 ENOUGH_TOKENS = 200
 WORTHWHILE = 1e-3  # a plan must be cheaper than what it is compared with by more than this share
@@ -52,7 +52,7 @@ VERDICTS: dict[Basis, Verdict] = {
 }  # "not-recommended" on every other basis
 
 
-@one_for_products()
+@one_thread()
 def verify(plan: Plan, profile: Profile, catalog: Catalog, requests: Iterable[Request] = ()) -> tuple[Finding, ...]:
     """Find every statement of the plan that does not hold; empty when all agree to 1e-9 relative.
 

@@ -1,11 +1,8 @@
-"""Threads that compute: how OpenMP's wait for work in every process, and how many numpy has.
+"""How OpenMP's threads wait for work, in every process that computes.
 
 Threads that sleep at once are woken hundreds of times a token; threads that spin take the cores from whatever else runs. libgomp, which
 torch brings, spins some milliseconds by default. A spin of some microseconds bridges the gap between two products and is over before it
 costs anybody a core. `docs/measure/thread_waits.py` prints what each way costs, on a quiet and on a busy machine.
-
-numpy's matrix products have threads of their own, which spin too. Products of a plan are so small that they lose more by threads than
-they gain, on a busy machine more than half of their time, and torch's team takes the same cores: so they have one.
 
 Source: GCC's libgomp manual, GOMP_SPINCOUNT and OMP_WAIT_POLICY.
 """
@@ -13,8 +10,7 @@ Source: GCC's libgomp manual, GOMP_SPINCOUNT and OMP_WAIT_POLICY.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 
 WAITS = {"GOMP_SPINCOUNT": "1000"}
 _CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -32,12 +28,3 @@ def wait_briefly(environment: MutableMapping[str, str]) -> None:
     """
     if not any(name in environment for name in _CHOSEN_BY):
         environment.update(WAITS)
-
-
-@contextmanager
-def one_for_products() -> Iterator[None]:
-    """Compute numpy's matrix products in one thread meanwhile."""
-    from threadpoolctl import threadpool_limits  # what is imported with this module is imported by `remoe --help`
-
-    with threadpool_limits(1, user_api="blas"):
-        yield
