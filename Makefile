@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# pip first: that of Python 3.11 takes twice as long to install all of this. Then torch, in the version of constraints.txt, so that no other
-# build of it is chosen on the way. Nothing is compiled ahead, as of the files of torch and transformers few are ever imported; but what is
-# imported has to be compiled once and not by each process, whatever the environment says.
+# pip first, in the version of constraints.txt as all else: that of Python 3.11 takes twice as long to install this. Then torch, so that no
+# other build of it is chosen on the way. Nothing is compiled ahead, as of the files of torch and transformers few are ever imported; but
+# what is imported has to be compiled once and not by each process, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@

@@ -1,8 +1,8 @@
 """numpy's matrix products in one thread, where they are many and small.
 
-OpenBLAS divides a product of some hundred rows over all cores, and its threads spin while they wait for each other. In a plan that takes
-more time than it saves: of DeepSeek-V3's, a third of the processor's time, and more than half of the clock's beside other work
-(`docs/measure/stored_plans.py` prints times of plans).
+OpenBLAS divides a product of some hundred rows over all cores, and its threads spin while they wait for each other. A plan has many such
+products. Of DeepSeek-V3's, on two cores, threads took a third of the processor's time and saved nothing on a quiet machine; beside other
+work they took more than half of the clock's.
 """
 
 from __future__ import annotations

@@ -173,12 +173,13 @@ def _hits_of(patterns: Ints, owner: Ints | Few, owners: Sequence[int]) -> Few:
     for begin in range(0, len(owners), at_once):
         some = owners[begin : begin + at_once]
         narrowest = next(kind for kind in (np.int16, np.int32, np.int64) if len(some) * bits < np.iinfo(kind).bits)
-        digit = np.zeros((len(owner), owner.shape[1] + 1), dtype=narrowest)  # the last: no expert
+        digit = np.zeros((owner.shape[1] + 1, len(owner)), dtype=narrowest)  # the last: no expert
         for index, one in enumerate(some):
-            digit[:, :-1][owner == one] = 1 << bits * index
-        number = np.zeros((len(owner), len(patterns)), dtype=digit.dtype)
+            digit[:-1][owner.T == one] = 1 << bits * index
+        number = np.zeros((len(patterns), len(owner)), dtype=digit.dtype)  # sets inside: those of a pattern are taken together
         for slot in patterns.T:
-            number += digit.take(slot, axis=1, mode="wrap")
+            number += digit.take(slot, axis=0, mode="wrap")
+        number = np.ascontiguousarray(number.T)
         for index in range(len(some)):
             hits[begin + index] = number >> bits * index & (1 << bits) - 1
     return hits

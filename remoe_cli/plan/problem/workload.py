@@ -138,7 +138,8 @@ class Workload:
     @cached_property
     def hits(self) -> HitCounter:
         """The counter of experts that one decode token hits, for any remote sets."""
-        return HitCounter(self.patterns, self.ranks)
+        # Counting goes through the first experts of all sets, then through the second ones, and so on: so they lie in memory.
+        return HitCounter(tuple((np.asfortranarray(sets), counts) for sets, counts in self.patterns), self.ranks)
 
     @cached_property
     def _drawn(self) -> dict[tuple[int, int, Drafting], Rows]:
