@@ -3,11 +3,16 @@
 #   CONFIGS   a folder with NAME/config.json of each model (hf download ORG/NAME config.json --local-dir CONFIGS/NAME)
 #   ROUTING   a folder with deepseek_v2_lite.npz (per-token experts from the logs of github.com/deepseek-ai/ESFT) and gpt_oss_20b.npz
 #             (counts per prompt from github.com/AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting)
-# Profiles go to /tmp/remoe-profiles, so that the paths in the plans do not depend on who makes them.
+# Profiles and configurations go to /tmp/remoe-profiles, so that the paths in the plans do not depend on who makes them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-configs=$1 routing=$2 bin=.venv/bin profiles=/tmp/remoe-profiles
-mkdir -p $profiles
+routing=$2 bin=.venv/bin profiles=/tmp/remoe-profiles
+configs=$profiles/configs
+mkdir -p $configs
+for name in DeepSeek-V2-Lite gpt-oss-20b Mixtral-8x7B-v0.1 Qwen3-30B-A3B DeepSeek-V3; do
+  mkdir -p "$configs/$name"
+  cp "$1/$name/config.json" "$configs/$name/"
+done
 
 profile() { # NAME, routing file, hardware description
   $bin/remoe profile import "$configs/$1" "$2" --latency-from "$3" --yes -o "$profiles/$1-$3"

@@ -168,14 +168,14 @@ def _hits_of(patterns: Ints, owner: Ints | Few, owners: Sequence[int]) -> Few:
     Shapes: `owner` [S, E]; int16 [owners, S, P].
     """
     hits = np.empty((len(owners), len(owner), len(patterns)), dtype=np.int16)
-    bits = patterns.shape[1].bit_length()
+    bits, by_expert = patterns.shape[1].bit_length(), owner.T
     at_once = 62 // bits
     for begin in range(0, len(owners), at_once):
         some = owners[begin : begin + at_once]
         narrowest = next(kind for kind in (np.int16, np.int32, np.int64) if len(some) * bits < np.iinfo(kind).bits)
         digit = np.zeros((owner.shape[1] + 1, len(owner)), dtype=narrowest)  # the last: no expert
         for index, one in enumerate(some):
-            digit[:-1][owner.T == one] = 1 << bits * index
+            digit[:-1][by_expert == one] = 1 << bits * index
         number = np.zeros((len(patterns), len(owner)), dtype=digit.dtype)  # sets inside: those of a pattern are taken together
         for slot in patterns.T:
             number += digit.take(slot, axis=0, mode="wrap")
