@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-all mutants test-gpu test-aws lint docs docs-reference kernel locks audit bench measure paper clean
+.PHONY: help install demo check test test-all mutants test-gpu test-aws lint docs docs-reference kernel locks audit bench measure paper clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -19,6 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
+
+install: $(VENV)/.installed ## install remoe and all that it needs into .venv
 
 demo: $(VENV)/.installed ## run the whole pipeline on the demo model
 	$(BIN)/remoe demo

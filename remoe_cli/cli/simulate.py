@@ -138,5 +138,5 @@ def _show(found: list[Summary], per_hour: float, requests: int, seeds: int) -> N
 def _show_break_even(line: BreakEvenBursts) -> None:
     from remoe_cli.simulate.wording import cheaper_text, has_point, runs_text
 
-    there = f": {runs_text(line)} in single runs. Cheapest always on there: {line.against}" if has_point(line) else ""
-    output.paragraph(f"Where requests come like these, {cheaper_text(line)}{there}.")
+    there = f": {runs_text(line)} in single runs. Above, {line.against} costs less" if has_point(line) else ""
+    output.paragraph(f"With times between requests as uneven as these (burstiness {line.burstiness:.2g}), {cheaper_text(line)}{there}.")

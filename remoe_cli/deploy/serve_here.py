@@ -53,7 +53,7 @@ def serve_here(
 
     def ready(main: MainFunction) -> None:
         console.say(f"The model is loaded, on the {_DEVICES[main.engine.device.kind]} {main.engine.device.name}. {main.loading_billed}")
-        console.say(f"Serving '{name}' on {url(host, port)}{whom}. Ctrl-C ends it.")
+        console.say(f"Serving '{name}' on {url(host, port)}{whom}, as the model '{main.name}'. Ctrl-C ends it.")
 
     listener = listen(host, port)
     door = door_of(listener, host)

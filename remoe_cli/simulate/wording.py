@@ -31,11 +31,11 @@ def cheaper_text(one: BreakEvenBursts) -> str:
         case "never" if one.refused > MOST_REFUSED:
             return f"this plan leaves {one.refused:.0%} of them without an answer"
         case "never":
-            return f"what is always on costs less from {LEAST_PER_HOUR:g} requests an hour on"
+            return f"what is always on costs less from {LEAST_PER_HOUR:g} requests an hour on, the least that is looked at"
         case "always":
-            return f"this plan costs less up to {MOST_PER_HOUR:,.0f} requests an hour and more"
+            return f"this plan costs less than what is always on up to {MOST_PER_HOUR:,.0f} requests an hour, the most that is looked at"
         case traffic:
-            return f"this plan costs less up to {traffic} requests an hour"
+            return f"this plan costs less than what is always on up to {traffic} requests an hour"
 
 
 def break_even_document(one: BreakEvenBursts) -> dict[str, Any]:

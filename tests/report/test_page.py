@@ -124,9 +124,11 @@ def test_the_line_of_bursts_is_drawn_and_told(whole: Content) -> None:
     )
     said = bursts_sentence(points)
     at_random, in_bursts, of_trace = said.split("; ")
-    assert at_random == "Where requests come at random, this plan costs less up to 48.2 requests an hour"
-    assert in_bursts == "where requests come in bursts (burstiness 6), this plan costs less up to 100,000 requests an hour and more"
-    assert of_trace.endswith("the trace (burstiness 2.5), what is always on costs less from 0.1 requests an hour on.")
+    assert at_random == "Where requests come at random, this plan costs less than what is always on up to 48.2 requests an hour"
+    assert in_bursts.startswith("where requests come in bursts (burstiness 6), this plan costs less than what is always on up to 100,000 ")
+    assert of_trace.endswith(
+        "the trace (burstiness 2.5), what is always on costs less from 0.1 requests an hour on, the least that is looked at."
+    )
     failing = (*points[:2], replace(points[2], refused=0.3))
     assert bursts_sentence(failing).endswith("this plan leaves 30% of them without an answer.")
     text = page(replace(whole, bursts=points))

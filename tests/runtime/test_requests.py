@@ -345,7 +345,7 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
         listener.close()
         assert not any("Serving" in line for line in said)
         device = SimpleNamespace(kind="cpu", name="that one")
-        ready(SimpleNamespace(engine=SimpleNamespace(device=device), loading_billed=""))
+        ready(SimpleNamespace(engine=SimpleNamespace(device=device), loading_billed="", name="m"))
 
     monkeypatch.setattr(server, "serve", stub)
     with address.listen("::1", 0) as free:
@@ -353,7 +353,7 @@ def test_the_printed_url_has_brackets(tmp_path: Path, monkeypatch: pytest.Monkey
     console, book = replace(SILENT, say=said.append), Book(tmp_path / "receipts")
     serve_here("d", tmp_path / "server.json", lambda connections, timeout_s: None, "::1", port, console, book=book)
     assert said[0].startswith(f"Starting 'd' on http://[::1]:{port};") and said[1].startswith("The model is loaded, on the CPU that one.")
-    assert said[2] == f"Serving 'd' on http://[::1]:{port} to your own processes. Ctrl-C ends it."
+    assert said[2] == f"Serving 'd' on http://[::1]:{port} to your own processes, as the model 'm'. Ctrl-C ends it."
 
 
 def test_what_loading_was_billed_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,9 @@ def test_the_command_draws_the_line(tmp_path: Path) -> None:
     line = forked.document("simulate", *asked, "--burstiness", "3")["break_even"]
     assert line["cheaper"] == "below" and line["burstiness"] == 3.0 and not line["of_trace"]
     shown = " ".join(forked.remoe("simulate", *asked, "--burstiness", "3").stdout.split())
-    found = re.search(r"Where requests come like these, this plan costs less up to ([\d,]+) requests an hour: .* there: (.*)\.", shown)
+    found = re.search(
+        r"\(burstiness 3\), this plan costs less than what is always on up to ([\d,]+) requests an hour: .* Above, (.*) costs less",
+        shown,
+    )
     assert found and float(found[1].replace(",", "")) == pytest.approx(line["requests_per_hour"]["mean"], rel=0.01)
     assert found[2] == line["against"]
