@@ -28,7 +28,11 @@ def command(
     plan: PlanArgument,
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", metavar="FILE", help="Requests with their times, as for 'remoe plan --requests'; by default the plan's."),
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="Requests with their times, as for 'remoe plan --requests'; by default those of the plan, at random times.",
+        ),
     ] = None,
     requests_per_hour: Annotated[
         float | None,
