@@ -2,7 +2,8 @@
 
 Where a processor has no instructions for bfloat16, torch widens each weight anew for each few rows. Here the same sums are added up in the
 same order, sooner. Which order torch takes depends on the number of rows, on its threads and on oneDNN, so each size of matrix is tried
-against F.linear when a model is made ready; rows with other bits stay with torch.
+against F.linear when a model is made ready; rows with other bits stay with torch. oneDNN gives each thread as many numbers of y as the
+others. Where that is one row, or no whole number of rows, rows have orders of their own, so all of them stay with torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _Size = tuple[torch.Size, bool, bool]  # of a weight, whether there is a bias, a
 
 @dataclass(frozen=True)
 class _Known:
-    """Orders that have torch's bits: for one row, and for `least_rows` and more; None for none."""
+    """Orders that have torch's bits: for one row, and for `least_rows` and more, in BLOCKS what threads share evenly; None for none."""
 
     one: Order | None
     many: Order | None
@@ -78,6 +79,8 @@ def _order(x: Tensor, weight: Tensor, has_bias: bool, transposed: bool) -> Order
     known, rows = _orders(size), x.numel() // columns
     if rows == 1:
         return known.one
+    if known.many is Order.BLOCKS and rows % torch.get_num_threads():
+        return None
     return known.many if rows >= known.least_rows and rows else None
 
 
@@ -136,7 +139,8 @@ def _tried(size: _Size) -> _Known:
     """
     (out, columns), (_, has_bias, transposed) = _sides(size), size
     out = min(out, max(8, _TRIED_WEIGHTS // columns // 8 * 8))
-    half = columns // 2
+    half, threads = columns // 2, torch.get_num_threads()
+    shared = sorted({max(2, rows // threads) * threads for rows in _TRIED_ROWS})
     with torch.inference_mode(False):  # where torch multiplies as by the weights of a model
         w, bias = _hard(out, columns, 1), _hard(1, out, 2)[0] if has_bias else None
         w[:, half:] = -w[:, :half] * 1.01
@@ -150,7 +154,7 @@ def _tried(size: _Size) -> _Known:
 
     def least(order: Order) -> int:
         """Find from how many rows on all have torch's bits."""
-        equal = takewhile(partial(same, order), reversed(_TRIED_ROWS))
+        equal = takewhile(partial(same, order), reversed(shared if order is Order.BLOCKS else _TRIED_ROWS))
         return min(equal, default=_NO_ROWS)
 
     some = sorted(order for order in orders() if (order is Order.FOURS) == transposed)

@@ -62,6 +62,21 @@ def test_where_they_are_needed_most_products_are_taken(threads: int, has_bias: b
     assert {1, 8, 40, 100} <= set(asked)
 
 
+@pytest.mark.skipif(not are_needed(), reason="with instructions for bfloat16 torch adds up in other orders")
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_rows_that_threads_do_not_share_evenly_stay_with_torch(threads: int) -> None:
+    """Half of what is added up takes the other half nearly away: one row in another order has some 5 of 512 other numbers."""
+    torch.set_num_threads(threads)
+    layer: Any = nn.Linear(1024, 512, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight[:, 512:] = -layer.weight[:, :512] * 1.01
+    order_weights(layer, [])
+    assert isinstance(layer, OrderedLinear)
+    for rows in (*range(1, 34), 63, 64, 65, 127, 128, 129):
+        x = torch.randn(rows, 1024, generator=torch.Generator().manual_seed(rows)).to(torch.bfloat16)
+        x[:, 512:] = x[:, :512]
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)), rows
+
+
 @pytest.fixture
 def without_onednn() -> Iterator[None]:
     """As on a processor that oneDNN has no products in bfloat16 for: torch's own loops."""
