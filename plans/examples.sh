@@ -8,10 +8,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 routing=$2 bin=.venv/bin profiles=/tmp/remoe-profiles
 configs=$profiles/configs
-mkdir -p $configs
-for name in DeepSeek-V2-Lite gpt-oss-20b Mixtral-8x7B-v0.1 Qwen3-30B-A3B DeepSeek-V3; do
-  mkdir -p "$configs/$name"
-  cp "$1/$name/config.json" "$configs/$name/"
+for config in "$1"/*/config.json; do
+  folder=$configs/$(basename "$(dirname "$config")")
+  mkdir -p "$folder"
+  cp "$config" "$folder/"
 done
 
 profile() { # NAME, routing file, hardware description

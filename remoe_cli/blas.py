@@ -1,8 +1,7 @@
 """numpy's matrix products in one thread, where they are many and small.
 
 OpenBLAS divides a product of some hundred rows over all cores, and its threads spin while they wait for each other. A plan has many such
-products. Of DeepSeek-V3's, on two cores, threads took a third of the processor's time and saved nothing on a quiet machine; beside other
-work they took more than half of the clock's.
+products: threads take the processor's time, and save none on a quiet machine. Beside other work they wait longer than they compute.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from remoe_cli.simulate.summary import Figure, Summary
 
 _REQUESTS = 20_000
-_REFUSED = 0.01  # share of the requests that a way may leave without an answer to be compared
 EXAMPLES = examples(
     "remoe simulate plans/olmoe.json --trace AzureLLMInferenceTrace_conv.csv",
     "remoe simulate plans/olmoe.json --trace trace.csv --requests-per-hour 20 --json",
@@ -111,6 +110,7 @@ def _document(one: Summary) -> dict[str, Any]:
 
 def _show(found: list[Summary], per_hour: float, requests: int, seeds: int) -> None:
     from remoe_cli.plan.wording import dollars, figure
+    from remoe_cli.simulate.break_even import MOST_REFUSED
 
     def times(values: dict[str, Figure], *which: str) -> str:
         return " / ".join(f"{values[each].mean:.3g}" for each in which)
@@ -129,14 +129,14 @@ def _show(found: list[Summary], per_hour: float, requests: int, seeds: int) -> N
     ]
     columns = ("way", "an hour", "1M tokens", "TTFT p50/95/99, s", "TPOT p50/99, s", "cold", "refused")
     output.table(f"{figure(per_hour)} requests an hour, {requests:,} in each of {seeds} run{'s' if seeds > 1 else ''}", columns, rows)
-    able = [one for one in found if one.refused.mean <= _REFUSED]
+    able = [one for one in found if one.refused.mean <= MOST_REFUSED]
     cheapest = min(able, key=lambda one: one.usd_per_hour.mean, default=None)
     if cheapest is None:
-        output.paragraph(f"Each of them leaves more than {_REFUSED:.0%} of the requests without an answer.")
+        output.paragraph(f"Each of them leaves more than {MOST_REFUSED:.0%} of the requests without an answer.")
         return
     least, most = dollars(cheapest.usd_per_hour.least), dollars(cheapest.usd_per_hour.most)
     of_runs = "" if least == most else f": {least} to {most} an hour in single runs"
-    output.paragraph(f"Cheapest of those that answer at least {1 - _REFUSED:.0%}: {cheapest.name}, {cheapest.spec}{of_runs}.")
+    output.paragraph(f"Cheapest of those that answer at least {1 - MOST_REFUSED:.0%}: {cheapest.name}, {cheapest.spec}{of_runs}.")
 
 
 def _show_break_even(line: BreakEvenBursts) -> None:

@@ -31,11 +31,12 @@ _Size = tuple[torch.Size, bool, bool]  # of a weight, whether there is a bias, a
 
 @dataclass(frozen=True)
 class _Known:
-    """Orders that have torch's bits: for one row, and for `least_rows` and more, in BLOCKS what threads share evenly; None for none."""
+    """Orders that have torch's bits: for one row, and for multiples of `step` from `least_rows` rows on; None for none."""
 
     one: Order | None
     many: Order | None
     least_rows: int
+    step: int = 1
 
 
 _NONE = _Known(None, None, 0)
@@ -79,9 +80,7 @@ def _order(x: Tensor, weight: Tensor, has_bias: bool, transposed: bool) -> Order
     known, rows = _orders(size), x.numel() // columns
     if rows == 1:
         return known.one
-    if known.many is Order.BLOCKS and rows % torch.get_num_threads():
-        return None
-    return known.many if rows >= known.least_rows and rows else None
+    return known.many if rows >= known.least_rows and rows and rows % known.step == 0 else None
 
 
 def order_weights(model: nn.Module, experts: Iterable[nn.Module]) -> None:
@@ -139,8 +138,7 @@ def _tried(size: _Size) -> _Known:
     """
     (out, columns), (_, has_bias, transposed) = _sides(size), size
     out = min(out, max(8, _TRIED_WEIGHTS // columns // 8 * 8))
-    half, threads = columns // 2, torch.get_num_threads()
-    shared = sorted({max(2, rows // threads) * threads for rows in _TRIED_ROWS})
+    half = columns // 2
     with torch.inference_mode(False):  # where torch multiplies as by the weights of a model
         w, bias = _hard(out, columns, 1), _hard(1, out, 2)[0] if has_bias else None
         w[:, half:] = -w[:, :half] * 1.01
@@ -153,14 +151,20 @@ def _tried(size: _Size) -> _Known:
         return torch.equal(theirs, _product(order, x, w, bias))
 
     def least(order: Order) -> int:
-        """Find from how many rows on all have torch's bits."""
-        equal = takewhile(partial(same, order), reversed(shared if order is Order.BLOCKS else _TRIED_ROWS))
-        return min(equal, default=_NO_ROWS)
+        """Find from how many rows on all multiples of the step have torch's bits."""
+        step = _step(order)
+        tried = sorted({max(2, rows // step) * step for rows in _TRIED_ROWS})
+        return min(takewhile(partial(same, order), reversed(tried)), default=_NO_ROWS)
 
     some = sorted(order for order in orders() if (order is Order.FOURS) == transposed)
     one = next((order for order in some if same(order, 1)), None)
     least_rows, many = min(((least(order), order) for order in some), default=(_NO_ROWS, None))
-    return _Known(one, many, least_rows) if least_rows < _NO_ROWS else _Known(one, None, 0)
+    return _Known(one, None, 0) if many is None or least_rows == _NO_ROWS else _Known(one, many, least_rows, _step(many))
+
+
+def _step(order: Order) -> int:
+    """Return the number of which rows are a multiple where they are added up in this order: in oneDNN's, threads share them evenly."""
+    return torch.get_num_threads() if order is Order.BLOCKS else 1
 
 
 def _product(order: Order, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,9 +15,9 @@ def has_point(one: BreakEvenBursts) -> bool:
 
 def traffic_text(one: BreakEvenBursts) -> str:
     """Write the requests an hour up to which the plan is cheaper."""
-    if one.per_hour.mean <= LEAST_PER_HOUR:
-        return "never"
-    return "always" if one.per_hour.mean >= MOST_PER_HOUR else figure(float(f"{one.per_hour.mean:.3g}"))
+    if has_point(one):
+        return figure(float(f"{one.per_hour.mean:.3g}"))
+    return "always" if one.per_hour.mean >= MOST_PER_HOUR else "never"
 
 
 def runs_text(one: BreakEvenBursts) -> str:
@@ -48,7 +48,7 @@ def break_even_document(one: BreakEvenBursts) -> dict[str, Any]:
         "burstiness": one.burstiness,
         "of_trace": one.own,
         "requests_per_hour": one.per_hour._asdict() if inside else None,
-        "cheaper": "below" if inside else "always" if one.per_hour.mean >= MOST_PER_HOUR else "never",
+        "cheaper": "below" if inside else traffic_text(one),
         "refused": one.refused,
         "against": one.against,
     }
